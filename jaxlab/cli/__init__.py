@@ -1,0 +1,5 @@
+"""The command line: `jaxlab list | run NAME | report`."""
+
+from jaxlab.cli.commands import main
+
+__all__ = ["main"]

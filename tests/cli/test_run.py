@@ -1,0 +1,104 @@
+import json
+import shlex
+import shutil
+
+import pytest
+
+from jaxlab.cli import main
+from jaxlab.report import read_dataset
+
+
+def verdict(folder):
+    return json.loads((folder / "verdict.json").read_text())
+
+
+def test_run_goes_from_claims_to_verdict(project, capsys):
+    assert main(["run", "fake"]) == 0
+    out = capsys.readouterr().out
+    announcement, _, result = out.partition("writes to runs/fake-small")
+    for text in ("Warm <starts>", "preset small, 16 seeds", "claim gain (≥ 0.5, 16 seeds)"):
+        assert text in announcement
+    for text in ("| gain ", "Inconclusive: gain", "exit status is 0"):
+        assert text in result
+    folder = project / "runs" / "fake-small"
+    assert verdict(folder)["status"] == "inconclusive"
+    assert read_dataset(folder / "results" / "scores.nc").sizes["seed"] == 16
+    assert (folder / "intervals.png").exists()
+
+
+def test_any_field_can_be_overridden_and_is_marked(project, capsys):
+    words = "run fake --preset paper --seeds 7 --shift.size -1.5 --shift.scales 1 2 3 "
+    words += "--shift.no-use-noise --no-progress --out elsewhere"
+    assert main(words.split()) == 0
+    marks = (
+        "modified: seeds 32 -> 7, shift.size 2.0 -> -1.5, shift.scales (8, 64) -> (1, 2, 3), "
+        "shift.use_noise True -> False"
+    )
+    assert capsys.readouterr().out.count(marks) == 3  # announcement, table, conclusion
+    stored = verdict(project / "elsewhere")
+    assert stored["config"]["shift"] == {"size": -1.5, "scales": [1, 2, 3], "use_noise": False}
+    assert stored["seeds"] == 7
+    again = shlex.split(stored["command"])[1:]
+    assert main([*again, "--out", "again"]) == 0
+    repeated = verdict(project / "again")
+    assert repeated["config_digest"] == stored["config_digest"]
+    assert repeated["parts"] == stored["parts"]
+
+
+def test_help_lists_every_field(project, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "fake", "--preset", "paper", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    flags = ("--seeds", "--shift.size", "--shift.scales", "--preset", "--out", "--no-resume")
+    for text in (*flags, "default: 32", "jaxlab run fake"):
+        assert text in out
+
+
+def test_finished_runs_resume_and_foreign_ones_are_refused(project, capsys):
+    assert main(["run", "fake", "--preset", "smoke"]) == 0
+    assert main(["run", "fake", "--preset", "smoke"]) == 0
+    assert "resumes runs/fake-smoke" in capsys.readouterr().out
+    folder = project / "runs" / "fake-smoke"
+    assert verdict(folder)["resumed"] and verdict(folder)["status"] == "smoke"
+
+    assert main(["run", "fake", "--preset", "smoke", "--shift.size", "3"]) == 2
+    assert "shift.size 1.0 -> 3.0" in capsys.readouterr().err
+    shutil.copy(project / "experiments" / "fake.py", project / "experiments" / "other.py")
+    assert main(["run", "other", "--preset", "smoke", "--out", str(folder)]) == 2
+    assert "experiment 'fake', not 'other'" in capsys.readouterr().err
+
+    source = project / "experiments" / "fake.py"
+    source.write_text(source.read_text().replace('"plain", 0.5,', '"plain", 0.1,'))
+    assert main(["run", "fake", "--preset", "smoke"]) == 2
+    assert "other claims (gain changed since)" in capsys.readouterr().err
+    assert main(["run", "fake", "--preset", "smoke", "--no-resume"]) == 0
+    assert verdict(folder)["earlier_registrations"] == 1
+
+
+@pytest.mark.parametrize(("how", "status"), [("ctrl-c", 130), ("sigterm", 143)])
+def test_interruptions_say_how_to_go_on(project, capsys, how, status):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "fake", "--stop", how, "--out", "a b"])
+    assert stop.value.code == status
+    err = capsys.readouterr().err
+    assert f"jaxlab run fake --preset small --stop {how} --out 'a b'" in err
+    assert (project / "a b" / "claims.json").exists()
+    assert not (project / "a b" / "verdict.json").exists()
+
+
+def test_the_engines_exit_status_is_kept(project, capsys):
+    source = project / "experiments" / "fake.py"
+    source.write_text(source.read_text().replace("raise KeyboardInterrupt", "raise SystemExit(75)"))
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "fake", "--stop", "ctrl-c"])
+    assert stop.value.code == 75
+    assert "Go on with" in capsys.readouterr().err
+
+
+def test_sigterm_is_ours_only_during_the_run(project):
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    main(["run", "fake", "--preset", "smoke"])
+    assert signal.getsignal(signal.SIGTERM) == before

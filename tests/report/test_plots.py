@@ -1,0 +1,143 @@
+import io
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlab.stats.plots import (
+    IntervalRow,
+    PairedRow,
+    curve_plot,
+    interval_plot,
+    paired_plot,
+    profile_plot,
+    relative_to_threshold,
+)
+
+
+def row(kind, estimate, low, high, threshold, status="inconclusive"):
+    return IntervalRow("part", kind, estimate, low, high, threshold, status)
+
+
+def png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer)
+    return buffer.getvalue()
+
+
+def texts(figure):
+    import matplotlib.text
+
+    return " ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (row("superiority", 1.0, 0.5, 1.5, 0.5), (2, 1, 3)),
+        (row("ordering", 0.0, -0.5, 0.5, 0.5), (0, -1, 1)),
+        # Non-inferiority with margin 80: no loss is twice as good as needed.
+        (row("superiority", 0.0, -80.0, 40.0, -80.0), (2, 1, 2.5)),
+        (row("equivalence", 0.0, -0.3, 0.15, 0.15), (0, -2, 1)),
+        # An upper bound of 9: exactly there is 1, below is to the right.
+        (row("bound", 9.0, 4.5, 18.0, 9.0), (1, 0, 1.5)),
+        (row("superiority", 1.0, 0.0, 2.0, 0.0), (2, 1, 3)),
+    ],
+)
+def test_relative_to_threshold(given, expected):
+    assert relative_to_threshold(given) == pytest.approx(expected)
+
+
+def test_the_decision_is_readable_on_the_common_scale():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        threshold = rng.normal()
+        low, estimate, high = np.sort(rng.normal(size=3))
+        for kind in ("superiority", "bound"):
+            scaled = relative_to_threshold(row(kind, estimate, low, high, threshold))
+            assert scaled[1] <= scaled[0] <= scaled[2]
+            reached = low >= threshold if kind == "superiority" else high <= threshold
+            missed = high < threshold if kind == "superiority" else low > threshold
+            assert (scaled[1] >= 1) == reached and (scaled[2] < 1) == missed
+
+
+def test_interval_plot_draws_the_given_limits():
+    rows = [
+        row("superiority", 1.0, 0.75, 1.25, 0.5, "reproduced"),
+        row("equivalence", 0.0, -0.1, 0.1, 0.2, "reproduced"),
+        row("superiority", np.nan, np.nan, np.nan, 0.5, "invalid"),
+    ]
+    figure = interval_plot(rows, title="t", caption="20 seeds")
+    bars = [list(line.get_xdata()) for line in figure.axes[0].lines if line.get_linewidth() == 3]
+    assert bars == [pytest.approx([1.5, 2.5]), pytest.approx([-0.5, 0.5])]
+    assert "no interval" in texts(figure) and "20 seeds" in texts(figure)
+    assert png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("n", "words"), [(3, ("mean", "Student", "thin")), (12, ("Yuen",))])
+def test_curve_plot_says_what_it_draws(n, words):
+    x = np.arange(4)
+    scores = np.random.default_rng(0).normal(size=(n, 4))
+    figure = curve_plot(
+        x, {"a": scores, "b": scores + 1}, title="T", x_label="X", y_label="Y", lines={"top": 2.0}
+    )
+    text = texts(figure)
+    for word in (*words, f"n = {n} seeds", "T", "X", "Y", "top", "a", "b", "95%"):
+        assert word in text
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_curve_plot_centre_is_the_interquartile_mean():
+    import scipy.stats
+
+    scores = np.random.default_rng(0).normal(size=(16, 5)) ** 3
+    figure = curve_plot(np.arange(5), {"a": scores}, title="", x_label="", y_label="")
+    (line,) = [line for line in figure.axes[0].lines if line.get_linewidth() == 2.2]
+    np.testing.assert_allclose(line.get_ydata(), scipy.stats.trim_mean(scores, 0.25), rtol=1e-12)
+
+
+def test_curve_plot_counts_diverged_seeds():
+    scores = np.ones((6, 3))
+    scores[1, 2] = np.nan
+    dead = np.full((6, 3), np.nan)
+    figure = curve_plot(np.arange(3), {"a": scores, "b": dead}, title="", x_label="", y_label="")
+    assert "7 diverged" in texts(figure) and "all seeds diverged" in texts(figure)
+    png(figure)
+
+
+@pytest.mark.parametrize("scores", [{}, {"a": np.ones(3)}, {"a": np.ones((2, 4))}])
+def test_curve_plot_refuses_wrong_shapes(scores):
+    with pytest.raises(ValueError, match="scores: expected"):
+        curve_plot(np.arange(3), scores, title="", x_label="", y_label="")
+
+
+def test_paired_plot_draws_each_seed():
+    control = np.arange(6.0)
+    treatment = control + np.array([1, 1, 1, -1, 1, np.nan])
+    kinds = [row(k, 1, 0, 2, 0.5) for k in ("superiority", "equivalence")]
+    rows = [PairedRow("p", "new", "old", treatment, control, r) for r in kinds]
+    figure = paired_plot(rows, title="t")
+    slopes, strip = figure.axes[:2]
+    assert len([line for line in slopes.lines if len(line.get_xdata()) == 2]) == 5
+    np.testing.assert_array_equal(strip.lines[0].get_xdata(), [1, 1, 1, -1, 1])
+    assert "1 diverged" in texts(figure)
+    png(figure)
+
+
+def test_profile_plot_is_the_share_above():
+    scores = {"a": np.arange(10.0), "b": np.ones((4, 2))}
+    taus = np.array([-1.0, 4.5, 9.0])
+    figure = profile_plot(jax.random.key(0), scores, taus, title="t", x_label="x", num_resamples=50)
+    a, b = figure.axes[0].lines
+    np.testing.assert_allclose(a.get_ydata(), [1, 0.5, 0])
+    np.testing.assert_allclose(b.get_ydata(), [1, 0, 0])
+    assert "8 runs" in texts(figure) and "50 resamples" in texts(figure)
+    png(figure)
+
+
+def test_plots_leave_the_global_style_alone():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    interval_plot([row("superiority", 1, 0, 2, 0.5)], title="t")
+    assert dict(matplotlib.rcParams) == before
