@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-AnyArray: TypeAlias = jax.Array | np.ndarray | np.generic
+AnyArray: TypeAlias = jax.Array | np.ndarray
+AnyResult: TypeAlias = jax.Array | np.ndarray | np.generic  # NumPy reduces to its scalars
 
 
 def as_float(x: Any) -> Any:

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
+
 from jaxlab.stats._arrays import AnyArray, check_fraction
 
 Status = Literal["reproduced", "not_reproduced", "inconclusive", "smoke", "invalid"]
 Kind = Literal["superiority", "equivalence", "bound", "ordering"]
 Estimator = Literal["mean", "iqm"]
-GuardOutcome: TypeAlias = bool | tuple[bool, str]
+GuardOutcome: TypeAlias = bool | np.bool_ | tuple[bool | np.bool_, str]
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -7,10 +7,10 @@ first (`iqm(scores.reshape(-1))`) where the summary pools tasks, or put tasks on
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlab.stats._arrays import AnyArray, as_float, check_size, namespace
+from jaxlab.stats._arrays import AnyArray, AnyResult, as_float, check_size, namespace
 
 
-def trimmed_mean(x: Float[AnyArray, "*b n"], trim: float) -> Float[AnyArray, "*b"]:
+def trimmed_mean(x: Float[AnyArray, "*b n"], trim: float) -> Float[AnyResult, "*b"]:
     """Mean after dropping `floor(trim * n)` values from each end.
 
     Args:
@@ -39,7 +39,7 @@ def trimmed_mean(x: Float[AnyArray, "*b n"], trim: float) -> Float[AnyArray, "*b
     return xp.where(xp.any(xp.isnan(x), axis=-1), xp.full_like(mean, xp.nan), mean)
 
 
-def iqm(x: Float[AnyArray, "*b n"]) -> Float[AnyArray, "*b"]:
+def iqm(x: Float[AnyArray, "*b n"]) -> Float[AnyResult, "*b"]:
     """Interquartile mean: the mean of the middle half of the values.
 
     Args:
@@ -74,7 +74,7 @@ def optimality_gap(x: Float[Array, "*b n"], gamma: float = 1.0) -> Float[Array, 
 
 def prob_improvement(
     x: Float[AnyArray, "*b n"], y: Float[AnyArray, "*b m"]
-) -> Float[AnyArray, "*b"]:
+) -> Float[AnyResult, "*b"]:
     """Probability that a random run of X scores above a random run of Y, ties counted one half.
 
     Args:
@@ -99,7 +99,7 @@ def prob_improvement(
     return wins + 0.5 * ties
 
 
-def sign_proportion(d: Float[AnyArray, "*b n"]) -> Float[AnyArray, "*b"]:
+def sign_proportion(d: Float[AnyArray, "*b n"]) -> Float[AnyResult, "*b"]:
     """Share of positive paired differences, zeros counted one half.
 
     Args:

@@ -173,7 +173,7 @@ def _comparisons(x: Array) -> Array:
     return (left > right).astype(x.dtype) - (left < right).astype(x.dtype)
 
 
-def kendall(x: Float[Array, "*b n"], y: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+def kendall(x: Float[Array, "*#b n"], y: Float[Array, "*#b n"]) -> Float[Array, "*b"]:
     """Kendall's tau-b: how monotone is y in x, ties allowed.
 
     Args:
@@ -189,7 +189,7 @@ def kendall(x: Float[Array, "*b n"], y: Float[Array, "*b n"]) -> Float[Array, "*
     return _cosine(_comparisons(x), _comparisons(y), (-2, -1), nan)
 
 
-def spearman(x: Float[Array, "*b n"], y: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+def spearman(x: Float[Array, "*#b n"], y: Float[Array, "*#b n"]) -> Float[Array, "*b"]:
     """Spearman's rank correlation, with average ranks for ties.
 
     Args:
