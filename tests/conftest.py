@@ -8,9 +8,9 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Many tests compile the same small programs, some in processes of their own: once is enough.
-CACHE = tempfile.mkdtemp(prefix="jaxlab-tests-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxlab-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

@@ -42,6 +42,7 @@ def main(words: Sequence[str]) -> int:
     options = _options(program, words[1:])
     config = options.config
     directory = options.out or Path("runs") / f"{program.name}-{config.preset}"
+    _keep_compiled(directory)
     try:
         claims = program.claims(config)
     except ValueError as error:
@@ -55,6 +56,18 @@ def main(words: Sequence[str]) -> int:
     record = _run(program, options, directory, resumed, git)
     _conclude(record, directory)
     return 0
+
+
+def _keep_compiled(directory: Path) -> None:
+    """Compiled programs stay in the run's folder, so that going on with it compiles nothing.
+
+    Must come before anything is compiled: JAX looks at the setting once.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = (directory / "checkpoints" / "compiled").resolve()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _find(words: Sequence[str]) -> Program:
@@ -188,7 +201,7 @@ def _conclude(record: Record, directory: Path) -> None:
     modified = f", modified: {', '.join(record.modified)}" if record.modified else ""
     print(f"\npreset {record.preset}{modified}\n\n{verdict_table(parts)}\n")
     for claim, verdict in parts:
-        for note in verdict.notes:
+        for note in () if verdict.status == "smoke" else verdict.notes:
             print(f"  {claim.name}: {note}")
     for note in record.notes:
         print(f"  {note}")

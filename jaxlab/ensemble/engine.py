@@ -103,6 +103,8 @@ def run(
         raise ValueError(f'microbatch must be "auto" or at least 1, got {microbatch!r}')
     members = make_members(seeds, grid, points)
     base = check_key(key)
+    # Jitted here once, so that checking, planning and compiling share one trace of each function.
+    experiment = Experiment(*(function and jax.jit(function) for function in experiment))
     if shard is None:
         shard = (jax.process_index(), jax.process_count())
     if not 0 <= shard[0] < shard[1] <= members.size:

@@ -94,7 +94,11 @@ def load_program(path: Path) -> Program:
         Exception: whatever executing the module raises.
     """
     module_name = f"jaxlab_experiment_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    # As a package of its folder, so that an experiment may share its work with `_name.py` beside it.
+    folder = [str(path.parent)]
+    spec = importlib.util.spec_from_file_location(
+        module_name, path, submodule_search_locations=folder
+    )
     if spec is None or spec.loader is None:
         raise ValueError(f"path must be a Python file, got {path.name!r}")
     module = importlib.util.module_from_spec(spec)

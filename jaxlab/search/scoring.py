@@ -1,0 +1,52 @@
+"""Returns of open-loop plans under a one-step model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+StepFn = Callable[
+    [PRNGKeyArray, Float[Array, "P o"], Float[Array, "P a"]],
+    tuple[Float[Array, "P o"], Float[Array, "P"], Bool[Array, "P"], Any],
+]
+
+
+def score_plans(
+    key: PRNGKeyArray,
+    step_fn: StepFn,
+    obs: Float[Array, "o"],
+    plans: Float[Array, "P H a"],
+) -> Float[Array, "P"]:
+    """Sum the rewards of each plan from one start, stopping at a predicted termination.
+
+    Args:
+        key: randomness of the model; each step of the plan gets its own key.
+        step_fn: `(key, obs[P, o], action[P, a]) -> (next_obs, reward, terminated, info)`, the exact
+            environment or a learned model.
+        obs: where all plans start.
+        plans: action sequences.
+
+    Returns:
+        Undiscounted return per plan. The reward of the step that terminates counts, later ones do
+        not.
+
+    Pitfall:
+        Masking must select, not multiply: past a termination the model may return NaN, and
+        `0 * NaN` is NaN.
+    """
+    num_plans, horizon, _ = plans.shape
+    starts = jnp.broadcast_to(obs[None], (num_plans, *obs.shape))
+
+    def step(carry, inputs):
+        obs, alive, total = carry
+        key, action = inputs
+        next_obs, reward, terminated, _ = step_fn(key, obs, action)
+        total = jnp.where(alive, total + reward, total)
+        return (next_obs, alive & ~terminated, total), None
+
+    carry = (starts, jnp.ones((num_plans,), bool), jnp.zeros((num_plans,), obs.dtype))
+    inputs = (jax.random.split(key, horizon), jnp.swapaxes(plans, 0, 1))
+    (_, _, total), _ = jax.lax.scan(step, carry, inputs)
+    return total

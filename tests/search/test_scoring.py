@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.search import score_plans
+
+
+def integrator(key, obs, action):
+    """x' = x + u, reward -x'^2, terminates above 2, and is NaN from there on."""
+    del key
+    next_obs = obs + action
+    next_obs = jnp.where(obs > 2.0, jnp.nan, next_obs)
+    return next_obs, -(next_obs[:, 0] ** 2), next_obs[:, 0] > 2.0, None
+
+
+def test_sums_rewards_of_each_plan(key):
+    plans = jnp.array([[[1.0], [0.0]], [[-1.0], [-1.0]]])
+    np.testing.assert_allclose(score_plans(key, integrator, jnp.zeros(1), plans), [-2.0, -5.0])
+
+
+def test_nothing_counts_after_a_predicted_termination(key):
+    plans = jnp.array([[[3.0], [1.0], [1.0]]])  # terminates at once; later steps are NaN
+    np.testing.assert_allclose(score_plans(key, integrator, jnp.zeros(1), plans), [-9.0])
+
+
+def test_every_step_has_its_own_key_and_vmap_equals_loop(key):
+    def noisy(key, obs, action):
+        noise = jax.random.normal(key, obs.shape)
+        return noise, noise[:, 0], jnp.zeros(obs.shape[0], bool), None
+
+    plans = jnp.zeros((1, 2, 1))
+    total = score_plans(key, noisy, jnp.zeros(1), plans)
+    k1, k2 = jax.random.split(key, 2)
+    first, second = (jax.random.normal(k, (1, 1))[:, 0] for k in (k1, k2))
+    assert float(first[0]) != float(second[0])
+    np.testing.assert_allclose(total, first + second, rtol=1e-6)
+
+    keys, starts = jax.random.split(key, 3), jnp.array([[0.0], [0.5], [1.0]])
+    plans = jax.random.normal(key, (4, 5, 1))
+    batched = jax.vmap(lambda k, s: score_plans(k, integrator, s, plans))(keys, starts)
+    loop = [score_plans(k, integrator, s, plans) for k, s in zip(keys, starts)]
+    np.testing.assert_allclose(batched, np.stack(loop), rtol=1e-5)
