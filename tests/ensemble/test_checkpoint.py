@@ -288,26 +288,3 @@ def test_sigterm_checkpoints_and_resumes(worker, tmp_path):
     assert process.wait() == 0
     said = (tmp_path / "out.log").read_text()
     assert "resumed at step" in said
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ("--devices", 2),
-        ("--devices", 4),
-        ("--seeds", "5"),
-        ("--microbatch", 3, "--devices", 1),
-    ],
-)
-def test_exact_mode_is_bitwise_the_same_everywhere(worker, tmp_path, args, exact_reference):
-    process = worker("--steps", 300, *args, out=tmp_path / "out.nc")
-    assert process.wait() == 0
-    data = xarray.open_dataset(tmp_path / "out.nc", engine="h5netcdf")
-    assert data.identical(exact_reference.sel(seed=data.seed))
-
-
-@pytest.fixture(scope="module")
-def exact_reference(worker, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exact") / "whole.nc"
-    assert worker("--steps", 300, out=out).wait() == 0
-    return xarray.open_dataset(out, engine="h5netcdf").load()

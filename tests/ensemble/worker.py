@@ -57,8 +57,28 @@ def regression(width=16):
     return Experiment(init, update, evaluate)
 
 
+def dyna():
+    """The model-based loop on a light environment, as small as it can be."""
+    from jaxlab import agents, envs, worldmodels
+
+    config = agents.DynaConfig(
+        sac=agents.SACConfig(hidden=(16,)),
+        model=worldmodels.EnsembleConfig(members=3, elites=2, hidden=(16,)),
+        fit=worldmodels.FitConfig(batch_size=32, max_epochs=3),
+        batch_size=32,
+        utd=2,
+        capacity=128,
+        initial_steps=32,
+        model_train_freq=16,
+        rollout_batch=64,
+        eval_episodes=2,
+    )
+    return agents.dyna.make(envs.make("pendulum", episode_length=50), config)
+
+
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--experiment", default="regression", choices=["regression", "dyna"])
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--mode", default="exact")
     parser.add_argument("--microbatch", type=int, default=0)
@@ -78,7 +98,7 @@ def main():
     # Far more host visits and checkpoints than anybody wants, so that a kill hits one.
     sys.modules["jaxlab.ensemble.engine"].VISIT_SECONDS = args.visit_seconds
     data = ensemble.run(
-        regression(args.width),
+        dyna() if args.experiment == "dyna" else regression(args.width),
         steps=args.steps,
         record_every=args.record_every,
         seeds=[int(s) for s in args.seeds.split(",")],
