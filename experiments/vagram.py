@@ -62,7 +62,15 @@ PRESETS = {
         seeds=4,
         e1=models.SMOKE,
         e2=planning.SMOKE,
-        e3=replace(_SMOKE_LOOP, env="pendulum", blocks=2, initial_steps=50, block=25),
+        e3=replace(
+            _SMOKE_LOOP,
+            env="pendulum",
+            random_return=-1200.0,
+            best_return=-150.0,
+            blocks=2,
+            initial_steps=50,
+            block=25,
+        ),
     ),
     # E1 and E2 in full, E3 only to be seen at work: minutes on two cores.
     "demo": Config(preset="demo", e3=_SMOKE_LOOP),
@@ -75,6 +83,8 @@ PRESETS = {
         e3=loop.Config(
             env="brax/hopper",
             episode_length=1000,
+            random_return=17.9,
+            best_return=3000.0,  # what the loop reaches on MuJoCo's hopper
             seeds=32,
             distractors=20,
             model_hidden=(64, 64, 64),
