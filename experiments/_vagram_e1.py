@@ -234,7 +234,7 @@ def tune_and_run(
     errors: Mapping[str, str],
     controls: tuple[str, ...],
     rows: int = 1,
-    **options: bool,
+    **options: Any,
 ) -> tuple["xarray.Dataset", "xarray.Dataset"]:
     """Chooses a learning rate per arm, with the same budget for each, and runs the arms with it.
 
@@ -317,7 +317,7 @@ def run(
         the prefix "other_block_" for the controls on another random stream, "early" (value after
         the first row of the curve) and "constant" (value of predicting the training mean).
     """
-    options = {"resume": resume, "progress": progress}
+    options: dict[str, Any] = {"resume": resume, "progress": progress}
     results: dict[str, xarray.Dataset] = {}
     scores: Scores = {}
     for distractors, controls in {0: ARMS[:1], config.distractors: (ARMS[0], ARMS[3])}.items():

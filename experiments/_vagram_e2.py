@@ -272,11 +272,13 @@ def make(config: Config, distractors: int, hidden: int) -> ensemble.Experiment:
 
     def evaluate(state, key):
         env = e1.distracted_pendulum(state.env_key, distractors)
+        reward_fn = env.reward_fn
+        assert reward_fn is not None  # the pendulum's is known
 
         def model(key, obs, action):
             del key
             next_obs = e1.predict(state.params, obs, action)
-            return next_obs, env.reward_fn(obs, action, next_obs), jnp.zeros(len(obs), bool), {}
+            return next_obs, reward_fn(obs, action, next_obs), jnp.zeros(len(obs), bool), {}
 
         values = heads(state.value, state.validation.next_obs).value
         mean_obs = jnp.mean(state.train.next_obs, axis=0)
@@ -340,7 +342,7 @@ def run(
         the value. All carry the suffix "_small" for the small model. The reference returns are
         ("exact", 0, "return") and ("uniform", 0, "return").
     """
-    options = {"resume": resume, "progress": progress}
+    options: dict[str, Any] = {"resume": resume, "progress": progress}
     results: dict[str, xarray.Dataset] = {}
     scores: Scores = {}
     results["e2-references"] = references = ensemble.run(

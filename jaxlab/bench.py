@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def dyna() -> tuple[Experiment, int]:
     from jaxlab import agents, envs
 
     config = agents.DynaConfig(utd=2, batch_size=128, rollout_batch=500, initial_steps=250)
-    return agents.make_dyna(envs.make("pendulum"), config), 2
+    return agents.dyna.make(envs.make("pendulum"), config), 2
 
 
 def by_hand(experiment: Experiment, steps: int) -> Callable[[Any], Any]:
@@ -97,11 +98,8 @@ class _Clock(Progress):
 
 def run_seconds(experiment: Experiment, steps: int, seeds: int) -> float:
     """Seconds of `ensemble.run` from the end of its compilation to the dataset in hand."""
-    original, engine.Progress = engine.Progress, _Clock
-    try:
+    with mock.patch.object(engine, "Progress", _Clock):
         ensemble.run(experiment, steps=steps, seeds=seeds, progress=False)
-    finally:
-        engine.Progress = original
     return time.perf_counter() - _Clock.began
 
 

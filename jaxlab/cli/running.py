@@ -65,7 +65,7 @@ def _keep_compiled(directory: Path) -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         folder = (directory / "checkpoints" / "compiled").resolve()
         jax.config.update("jax_compilation_cache_dir", str(folder))
 

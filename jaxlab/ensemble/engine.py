@@ -104,7 +104,11 @@ def run(
     members = make_members(seeds, grid, points)
     base = check_key(key)
     # Jitted here once, so that checking, planning and compiling share one trace of each function.
-    experiment = Experiment(*(function and jax.jit(function) for function in experiment))
+    experiment = Experiment(
+        jax.jit(experiment.init),
+        jax.jit(experiment.update),
+        experiment.evaluate and jax.jit(experiment.evaluate),
+    )
     if shard is None:
         shard = (jax.process_index(), jax.process_count())
     if not 0 <= shard[0] < shard[1] <= members.size:

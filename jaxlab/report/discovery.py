@@ -94,7 +94,7 @@ def load_program(path: Path) -> Program:
         Exception: whatever executing the module raises.
     """
     module_name = f"jaxlab_experiment_{path.stem}"
-    # As a package of its folder, so that an experiment may share its work with `_name.py` beside it.
+    # As a package of its folder, so that an experiment may import its parts, `_name.py` beside it.
     folder = [str(path.parent)]
     spec = importlib.util.spec_from_file_location(
         module_name, path, submodule_search_locations=folder
