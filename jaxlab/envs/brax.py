@@ -23,6 +23,7 @@ from jaxlab.envs.core import (
     time_step,
 )
 
+# Without swimmer: brax 0.14 computes its fluid drag by a jnp.clip keyword that JAX has removed.
 BRAX_NAMES = tuple(sorted(TERMINATIONS))
 BACKENDS = ("generalized", "spring", "positional", "mjx")
 

@@ -99,7 +99,6 @@ TERMINATIONS: dict[str, Termination] = {
     "inverted_pendulum": inverted_pendulum_termination,
     "pusher": never,
     "reacher": never,
-    "swimmer": never,
     "walker2d": walker2d_termination,
 }
 

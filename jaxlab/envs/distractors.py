@@ -111,8 +111,9 @@ def with_distractors(
 ) -> Env:
     """Append task-irrelevant dimensions to the end of the observation.
 
-    The environment sees the same keys with and without distractors, so its rewards, states and
-    episode ends are the same to the last bit.
+    The environment sees the same keys and does the same operations with and without distractors:
+    its rewards, states and episode ends are the same, to the last bit where XLA compiles both
+    programs alike.
 
     Args:
         env: raw environment (wear `auto_reset` outside, so that distractors restart with it).

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from jaxlab import ensemble
+from jaxlab import ensemble, stats
 from jaxlab.ensemble.experiment import inspect
 from jaxlab.ensemble.groups import Placement
 from jaxlab.ensemble.members import check_key, make_members
@@ -112,6 +112,21 @@ def test_one_dead_among_many_is_frozen_where_it_was():
     data = ensemble.run(experiment, steps=5, seeds=1, grid={"bad": [9.0, 2.0]}, progress=False)
     np.testing.assert_array_equal(data.x[:, 0], [[0, 1, 2, 3, 4], [0, 1, np.nan, np.nan, np.nan]])
     assert data.died_at.values.tolist() == [[-1], [3]]
+
+
+def test_a_dead_member_counts_as_worst_in_a_claim():
+    experiment = ensemble.Experiment(
+        lambda key, h: {"x": jnp.float32(1), "dies": h["dies"]},
+        lambda s: ({**s, "x": jnp.where(s["dies"] > 0, jnp.nan, s["x"])}, {"score": s["x"]}),
+    )
+    claim = stats.Claim("c", "s", "m", "a", "b", threshold=0.5, worst=-9.0, n_seeds=2)
+    points = {"dies": jnp.array([0, 1])}
+    data = ensemble.run(experiment, steps=2, seeds=2, points=points, progress=False)
+    alive, dead = data.score.isel(step=-1).values
+    healthy = stats.decide(claim, stats.Evidence(alive + 1, alive, (0, 1)))
+    verdict = stats.decide(claim, stats.Evidence(alive, np.where([1, 0], dead, alive), (0, 1)))
+    assert (healthy.estimate, healthy.failures) == (1.0, (0, 0))
+    assert verdict.estimate == ((1 - -9) + 0) / 2 and verdict.failures == (0, 1)
 
 
 def test_integer_metrics_become_real_so_that_the_dead_read_nan():

@@ -85,17 +85,22 @@ def test_episode_returns_stop_at_the_end(end, expected):
 
 def test_episode_returns_ignore_what_follows_the_end():
     env = counter(end=2)
-    broken = env._replace(
-        step=lambda state, action, key: (
-            (after := env.step(state, action, key))[0],
-            after[1].replace(
-                reward=jnp.where(after[1].next_obs[0] > 2, jnp.nan, after[1].reward),
-                terminated=after[1].next_obs[0] == 2 + 0 * (env.spec.obs_dim - 1),
-            ),
-        )
+
+    def step(state, action, key):
+        state, out = env.step(state, action, key)
+        broken = out.next_obs[0] > 2
+        return state, out.replace(reward=jnp.where(broken, jnp.nan, out.reward))
+
+    # Lanes of different lengths, so that the short ones are stepped past their end.
+    def reset(key):
+        state, obs = env.reset(key)
+        late = -jax.random.bernoulli(key).astype(jnp.float32)
+        return state.replace(physics=obs + late), obs + late
+
+    lanes = episode_returns(
+        jax.random.key(0), env._replace(step=step, reset=reset), uniform_policy(env), 16
     )
-    lanes = jax.vmap(lambda key: episode_returns(key, broken, uniform_policy(env), 2))
-    np.testing.assert_array_equal(lanes(jax.random.split(jax.random.key(0), 3)), 3.0)
+    np.testing.assert_array_equal(lanes, 3.0)  # 1 + 2, or 0 + 1 + 2
 
 
 def test_uniform_policy_fills_the_action_box():

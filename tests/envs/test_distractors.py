@@ -82,29 +82,52 @@ def test_laws():
 
 @kinds
 @pytest.mark.parametrize("name", ["pendulum", "cartpole_swingup"])
-def test_environment_is_unaffected_to_the_last_bit(name, kind):
-    env = make(name, episode_length=7)
+def test_environment_does_the_same_operations_as_without(name, kind):
+    env = make(name)
     noisy = with_distractors(env, 4, kind, key=jax.random.key(9))
+    state, obs = env.reset(jax.random.key(2))
+    noisy_state, noisy_obs = noisy.reset(jax.random.key(2))
+    n = env.spec.obs_dim
+    np.testing.assert_array_equal(obs, noisy_obs[:n])
+    for seed in range(4):  # op by op there is no fusion: equal to the last bit
+        action, key = jax.random.uniform(jax.random.key(seed), (1,)), jax.random.key(seed)
+        state, out = env.step(state, action, key)
+        noisy_state, noisy_out = noisy.step(noisy_state, action, key)
+        jax.tree.map(np.testing.assert_array_equal, state, noisy_state.env)
+        np.testing.assert_array_equal(out.next_obs, noisy_out.next_obs[:n])
+        np.testing.assert_array_equal(out.reward, noisy_out.reward)
+
+
+@kinds
+@pytest.mark.parametrize("name", ["pendulum", "cartpole_swingup"])
+def test_environment_is_unaffected_through_resets(name, kind):
+    env = make(name, episode_length=7)
 
     def play(env):
+        running = auto_reset(env)
+
         def act(state, key):
-            state, out = env.step(state, jax.random.uniform(key, (1,), minval=-1), key)
+            state, out = running.step(state, jax.random.uniform(key, (1,), minval=-1), key)
             return state, (state, out)
 
-        running = auto_reset(env)
-        env = running
         state, obs = env.reset(jax.random.key(2))
         return obs, jax.lax.scan(act, state, jax.random.split(jax.random.key(3), 30))[1]
 
     start, (states, out) = jax.jit(lambda: play(env))()
+    noisy = with_distractors(env, 4, kind, key=jax.random.key(9))
     noisy_start, (noisy_states, noisy_out) = jax.jit(lambda: play(noisy))()
     n = env.spec.obs_dim
-    np.testing.assert_array_equal(start, noisy_start[:n])
-    jax.tree.map(np.testing.assert_array_equal, states, noisy_states.env)
-    np.testing.assert_array_equal(out.next_obs, noisy_out.next_obs[:, :n])
-    np.testing.assert_array_equal(out.obs, noisy_out.obs[:, :n])
-    for field in ("reward", "terminated", "truncated"):
-        np.testing.assert_array_equal(getattr(out, field), getattr(noisy_out, field))
+
+    def close(one, other):  # two programs: XLA may fuse, and so round, differently
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
+
+    close(start, noisy_start[:n])
+    jax.tree.map(close, states, noisy_states.env)
+    close(out.next_obs, noisy_out.next_obs[:, :n])
+    close(out.obs, noisy_out.obs[:, :n])
+    close(out.reward, noisy_out.reward)
+    np.testing.assert_array_equal(out.terminated, noisy_out.terminated)
+    np.testing.assert_array_equal(out.truncated, noisy_out.truncated)
 
 
 @kinds
@@ -142,16 +165,16 @@ def test_initial_values(kind, std):
 
 
 def test_noise_is_independent_of_the_environment_and_of_the_past():
-    noisy = with_distractors(make("pendulum"), 3, "noise", key=jax.random.key(9))
+    noisy = with_distractors(make("pendulum"), 2, "noise", key=jax.random.key(9))
 
     def both(key):
-        state, first = noisy.reset(key)
-        return first[3:], noisy.step(state, jnp.zeros(1), key)[1].next_obs[3:]
+        reset_key, step_key = jax.random.split(key)
+        state, first = noisy.reset(reset_key)
+        second = noisy.step(state, jnp.zeros(1), step_key)[1].next_obs
+        return jnp.concatenate([first, second[3:]])
 
-    first, second = jax.vmap(both)(jax.random.split(jax.random.key(0), 3))
-    assert (np.asarray(first) == np.asarray(second)).all()  # same key, same draw: split your keys
-    seen = jax.vmap(lambda k: noisy.reset(k)[1])(jax.random.split(jax.random.key(1), 3000))
-    np.testing.assert_allclose(np.corrcoef(np.asarray(seen).T) - np.eye(6), 0, atol=0.08)
+    seen = jax.vmap(both)(jax.random.split(jax.random.key(0), 3000))
+    np.testing.assert_allclose(np.corrcoef(np.asarray(seen).T) - np.eye(7), 0, atol=0.08)
 
 
 def test_wrappers_nest():

@@ -57,9 +57,18 @@ def planned_returns(key, env, *, horizon, episodes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pendulum", "cartpole_swingup", "brax/inverted_pendulum"])
-def test_random_return(name):
-    env = make(name)
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("pendulum", {}),
+        ("cartpole_swingup", {}),
+        ("brax/inverted_pendulum", {"backend": "spring"}),
+        ("brax/inverted_pendulum", {"backend": "generalized"}),
+        ("brax/hopper", {}),
+    ],
+)
+def test_random_return(name, options):
+    env = make(name, **options)
     returns = jax.jit(lambda key: episode_returns(key, env, uniform_policy(env), 1024))(
         jax.random.key(1)
     )
