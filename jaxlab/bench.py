@@ -124,7 +124,7 @@ def vmapped_against_one_by_one(name: str, experiment: Experiment, steps: int) ->
     ]
 
 
-def engine_overhead(steps: int = 3000) -> str:
+def engine_overhead(steps: int = 1000) -> str:
     """The engine's loop, guard, records and visits against `jit(vmap(scan))` of the same update."""
     experiment = regression()
     keys = jnp.stack([jax.random.fold_in(jax.random.key(0), seed) for seed in range(SEEDS)])
@@ -188,7 +188,7 @@ def report() -> str:
         "",
         "| what | vmapped | one after another | ratio |",
         "|---|---|---|---|",
-        *vmapped_against_one_by_one("MLP 2×64, 1000 updates", regression(), 1000),
+        *vmapped_against_one_by_one("MLP 2×64, 500 updates", regression(), 500),
         *vmapped_against_one_by_one("Dyna-SAC on pendulum, 500 steps", *dyna()),
         "",
         "### What the engine costs",
