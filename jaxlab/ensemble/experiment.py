@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -76,7 +76,7 @@ def inspect(experiment: Experiment, key: Any, hparams: Any) -> Signature:
         traced = jax.jit(function).trace(*args)
         # Addresses of Python functions differ between processes and mean nothing.
         digest.update(f"{name}:{re.sub(r' at 0x[0-9a-f]+', '', str(traced.jaxpr))}".encode())
-        for const in traced.jaxpr.consts:
+        for const in _constants(traced.jaxpr):
             const = jax.random.key_data(const) if _is_key(const) else const
             digest.update(np.asarray(const).tobytes())
         return traced.out_info
@@ -103,6 +103,17 @@ def inspect(experiment: Experiment, key: Any, hparams: Any) -> Signature:
         if both:
             raise ValueError(f"update and evaluate both return the metrics {both}: rename one")
     return Signature(state, update_metrics, evaluate_metrics, digest.hexdigest())
+
+
+def _constants(jaxpr) -> Iterator[Any]:
+    """Every array that a traced function closes over, those of functions it calls included."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in jaxpr.eqns:
+        yield from (v.val for v in equation.invars if hasattr(v, "val"))
+        parameters = list(equation.params.values())
+        for inner in jax.tree.leaves(parameters, is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from _constants(inner)
 
 
 def check_threefry(name: str, leaf) -> None:
