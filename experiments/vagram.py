@@ -56,7 +56,7 @@ _SMOKE_LOOP = loop.Config(
     smoke=True,
 )
 PRESETS = {
-    # Seconds to a minute; never a verdict.
+    # As short as everything can be run, mostly compilation; never a verdict.
     "smoke": Config(
         preset="smoke",
         seeds=4,
