@@ -27,7 +27,7 @@ from jaxlab import ensemble
 from jaxlab.ensemble import Experiment, engine
 from jaxlab.ensemble.progress import Progress
 
-REPEATS = 5
+REPEATS = 7
 SEEDS = 16
 
 
@@ -61,11 +61,21 @@ def regression(width: int = 64, batch: int = 256) -> Experiment:
 
 
 def dyna() -> tuple[Experiment, int]:
-    """The model-based loop of the VaGraM study on the pendulum, shortened; and its steps."""
-    from jaxlab import agents, envs
+    """The model-based loop (SAC on an ensemble of models) on the pendulum; and its blocks."""
+    from jaxlab import agents, envs, worldmodels
 
-    config = agents.DynaConfig(utd=2, batch_size=128, rollout_batch=500, initial_steps=250)
-    return agents.dyna.make(envs.make("pendulum"), config), 2
+    config = agents.DynaConfig(
+        sac=agents.SACConfig(hidden=(64, 64)),
+        model=worldmodels.EnsembleConfig(members=5, elites=3, hidden=(32, 32)),
+        fit=worldmodels.FitConfig(batch_size=128, max_epochs=5, patience=2),
+        batch_size=128,
+        utd=1,
+        initial_steps=100,
+        model_train_freq=100,
+        rollout_batch=200,
+        eval_episodes=1,
+    )
+    return agents.dyna.make(envs.make("pendulum"), config), 5
 
 
 def by_hand(experiment: Experiment, steps: int) -> Callable[[Any], Any]:
@@ -124,7 +134,7 @@ def vmapped_against_one_by_one(name: str, experiment: Experiment, steps: int) ->
     ]
 
 
-def engine_overhead(steps: int = 1000) -> str:
+def engine_overhead(steps: int = 2000) -> str:
     """The engine's loop, guard, records and visits against `jit(vmap(scan))` of the same update."""
     experiment = regression()
     keys = jnp.stack([jax.random.fold_in(jax.random.key(0), seed) for seed in range(SEEDS)])
@@ -189,7 +199,7 @@ def report() -> str:
         "| what | vmapped | one after another | ratio |",
         "|---|---|---|---|",
         *vmapped_against_one_by_one("MLP 2×64, 500 updates", regression(), 500),
-        *vmapped_against_one_by_one("Dyna-SAC on pendulum, 500 steps", *dyna()),
+        *vmapped_against_one_by_one("Dyna-SAC on pendulum, 5 blocks of 100 steps", *dyna()),
         "",
         "### What the engine costs",
         "",

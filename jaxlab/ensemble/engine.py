@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,6 +19,7 @@ from jaxlab.ensemble import storage
 from jaxlab.ensemble.experiment import Experiment, inspect
 from jaxlab.ensemble.groups import Placement, is_out_of_memory
 from jaxlab.ensemble.members import Members, check_key, make_members
+from jaxlab.ensemble.program import start
 from jaxlab.ensemble.progress import Progress
 from jaxlab.ensemble.results import census, dataset
 
@@ -212,6 +214,26 @@ def _attempt(rows, every, directory, identity, reporter, stop, checkpoint_second
 def load(checkpoint: str | Path) -> dict[str, np.ndarray]:
     """Rows of metrics ([members, rows] by name) that a running or killed run has streamed."""
     return storage.read_rows(Path(checkpoint))
+
+
+def states(checkpoint: str | Path, experiment: Experiment, hparams: Any = None) -> Any:
+    """States of all members at a run's newest checkpoint, for example trained parameters.
+
+    Args:
+        checkpoint: directory of the run.
+        experiment: what was run; only shapes are taken from it.
+        hparams: hyper-parameters of one member, {} if the run had none; only shapes matter.
+
+    Returns:
+        The experiment's state with leaves [members, ...]; members in the order of the results
+        (hyper-parameter points, then seeds).
+
+    Raises:
+        CheckpointError: no checkpoint verifies, or it holds states of other shapes.
+    """
+    hparams = jax.tree.map(jnp.asarray, {} if hparams is None else hparams)
+    one = jax.eval_shape(partial(start, experiment), jax.random.key(0), np.uint32(0), hparams)
+    return storage.read_members(Path(checkpoint), one).state
 
 
 def _identity(signature, members: Members, mode, every, base, shard, config) -> dict:

@@ -102,34 +102,68 @@ def restore(directory: Path, template: Any, identity: Mapping) -> Restored | Non
         CheckpointError: the checkpoint belongs to another run (what differs is named), or there
             are checkpoints and none of them verifies.
     """
-    manifests = sorted(directory.glob("manifest-*.json"), reverse=True)
+    manifest, refused = _newest(directory)
+    if manifest is None:
+        _tidy(directory, 0)
+        return None
+    differences = _differences(manifest["identity"], identity)
+    if differences:
+        raise CheckpointError(
+            f"{directory} holds another run; it differs in {'; '.join(differences)}. "
+            "Use another directory, or resume=False to start over in this one."
+        )
+    row = manifest["row"]
+    members = _read_state(directory, row, template)
+    table = _join([_load(directory / "metrics" / p["file"]) for p in manifest["parts"]])
+    _tidy(directory, row)
+    return Restored(row, members, table, {**manifest, "refused": refused})
+
+
+def read_members(directory: Path, one: Any) -> Any:
+    """All members (leaves [M, ...]) of the newest checkpoint that verifies; nothing is changed.
+
+    Args:
+        directory: where the run kept its checkpoints.
+        one: abstract single member.
+
+    Raises:
+        CheckpointError: there is no checkpoint, none verifies, or the members are of other shapes.
+    """
+    manifest, _ = _newest(directory)
+    if manifest is None:
+        raise CheckpointError(f"{directory} holds no checkpoint")
+    first = manifest["parts"][0]["file"]
+    count = next(iter(_load(directory / "metrics" / first).values())).shape[0]
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), one)
+    try:
+        return _read_state(directory, manifest["row"], template)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory} holds members of another experiment: {error}"
+        ) from error
+
+
+def _newest(directory: Path) -> tuple[dict | None, list[str]]:
+    """The newest manifest that verifies, and why newer ones did not."""
     refused = []
-    for path in manifests:
+    for path in sorted(directory.glob("manifest-*.json"), reverse=True):
         try:
-            manifest = _verify(directory, path)
+            return _verify(directory, path), refused
         except CheckpointError as error:
             refused.append(str(error))
-            continue
-        differences = _differences(manifest["identity"], identity)
-        if differences:
-            raise CheckpointError(
-                f"{directory} holds another run; it differs in {'; '.join(differences)}. "
-                "Use another directory, or resume=False to start over in this one."
-            )
-        row = manifest["row"]
-        with _checkpointer() as checkpointer:
-            blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), _plain_shapes(template))
-            plain = checkpointer.restore((directory / f"state-{row:08d}").absolute(), blank)
-        table = _join([_load(directory / "metrics" / p["file"]) for p in manifest["parts"]])
-        _tidy(directory, row)
-        return Restored(row, _from_plain(plain, template), table, {**manifest, "refused": refused})
     if refused:
         raise CheckpointError(
             f"no checkpoint in {directory} verifies: {'; '.join(refused)}. "
             "Use resume=False to start over."
         )
-    _tidy(directory, 0)
-    return None
+    return None, refused
+
+
+def _read_state(directory: Path, row: int, template: Any) -> Any:
+    with _checkpointer() as checkpointer:
+        blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), _plain_shapes(template))
+        plain = checkpointer.restore((directory / f"state-{row:08d}").absolute(), blank)
+    return _from_plain(plain, template)
 
 
 def clear(directory: Path) -> None:

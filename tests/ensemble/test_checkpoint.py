@@ -55,6 +55,32 @@ def test_streamed_rows_can_be_read_while_the_run_is_not_done(regression, tmp_pat
     np.testing.assert_array_equal(rows["loss"], data.loss.values)
 
 
+def test_final_states_come_back_and_only_for_their_experiment(regression, tmp_path):
+    interrupted(regression(), tmp_path, 5)
+    experiment = regression()
+    states = ensemble.states(tmp_path, experiment, {})
+    for member in range(3):
+        state = experiment.init(jax.random.fold_in(jax.random.key(0), member), {})
+        for _ in range(5):
+            state, _ = experiment.update(state)
+        jax.tree.map(
+            lambda all_, one, i=member: np.testing.assert_allclose(
+                _data(all_[i]), _data(one), rtol=1e-5, atol=1e-6
+            ),
+            states,
+            state,
+        )
+    wider = ensemble.Experiment(lambda key, hparams: {"x": jax.numpy.zeros(7)}, None)
+    with pytest.raises(CheckpointError, match="another experiment"):
+        ensemble.states(tmp_path, wider)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        ensemble.states(tmp_path / "nothing", experiment)
+
+
+def _data(x):
+    return jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
 def test_resume_false_starts_over(regression, tmp_path):
     interrupted(regression(), tmp_path, 60)
     data = interrupted(regression(), tmp_path, 25, resume=False)
