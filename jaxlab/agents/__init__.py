@@ -1,9 +1,20 @@
 """Learners: soft actor-critic, replay, and Dyna with a dynamics model that may ask the critics."""
 
-from jaxlab.agents import buffers, dyna, model_fit, sac, squashed_gaussian, state_values
+from jaxlab.agents import (
+    buffers,
+    dyna,
+    interaction,
+    model_fit,
+    pets,
+    sac,
+    squashed_gaussian,
+    state_values,
+)
 from jaxlab.agents.buffers import Buffer
 from jaxlab.agents.dyna import DynaState
 from jaxlab.agents.dyna_config import DynaConfig, DynaHyperparams
+from jaxlab.agents.pets import PETSState
+from jaxlab.agents.pets_config import PETSConfig, PETSHyperparams
 from jaxlab.agents.sac import SACConfig, SACHyperparams, SACState
 
 __all__ = [
@@ -11,12 +22,17 @@ __all__ = [
     "DynaConfig",
     "DynaHyperparams",
     "DynaState",
+    "PETSConfig",
+    "PETSHyperparams",
+    "PETSState",
     "SACConfig",
     "SACHyperparams",
     "SACState",
     "buffers",
     "dyna",
+    "interaction",
     "model_fit",
+    "pets",
     "sac",
     "squashed_gaussian",
     "state_values",

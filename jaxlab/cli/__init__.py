@@ -1,4 +1,4 @@
-"""The command line: `jaxlab list | run NAME | report`."""
+"""The command line: `jaxlab list | run NAME | report | generate`."""
 
 from jaxlab.cli.commands import main
 

@@ -13,6 +13,7 @@ HELP = """usage: jaxlab COMMAND ...
   jaxlab run NAME [--preset small] [options]   run an experiment to its verdict
   jaxlab run NAME --help                       every option of an experiment
   jaxlab report [DIR ...] [--out report.html]  all stored verdicts on one page
+  jaxlab generate --weights FILE --vocab FILE   text from RWKV-7 weights
   jaxlab --version
 """
 
@@ -35,10 +36,17 @@ def _report(words: Sequence[str]) -> int:
     return main(words)
 
 
+def _generate(words: Sequence[str]) -> int:
+    from jaxlab.cli.generating import main
+
+    return main(words)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": _list,
     "run": _run,
     "report": _report,
+    "generate": _generate,
 }
 
 

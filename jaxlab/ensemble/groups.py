@@ -43,9 +43,10 @@ class Placement:
         capacity: int,
         microbatch: int | str,
     ):
-        mesh = mesh or Mesh(
-            np.array(jax.local_devices()), ("members",), axis_types=(AxisType.Auto,)
-        )
+        axes = mesh.axis_names if mesh else ("members",)
+        devices = np.array(mesh.devices if mesh else jax.local_devices())
+        # Whatever the axis types of the mesh given, members are written without shardings in mind.
+        mesh = Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
         if "members" not in mesh.axis_names:
             raise ValueError(f'mesh needs an axis "members", it has {mesh.axis_names}')
         if mode == "exact" and len(mesh.axis_names) > 1:
@@ -168,6 +169,8 @@ class Placement:
             # A last group that is not full is filled up with copies that nobody reads.
             filled = np.resize(part, self.size * self._width)
             place = self._place_of(i, PartitionSpec("members"))
+            if self._compiled:
+                place = self._compiled[i % len(self._compiled)].input_shardings[0][0]
             if restored is not None:
                 rows = np.resize(np.arange(offset, offset + len(part)), len(filled))
                 group = jax.tree.map(lambda x: x[rows], restored)

@@ -105,7 +105,17 @@ def compile_fast(step: Callable, members: Any, mesh: Mesh) -> Any:
             axis_names={"members"},
             check_vma=False,
         )
-    return _compile(batched, members, NamedSharding(mesh, PartitionSpec()))
+    place = NamedSharding(mesh, PartitionSpec())
+    compiled = _compile(batched, members, place)
+    if len(mesh.axis_names) == 1:
+        return compiled
+    # An update that spreads a member over the further axes decides how its state lies between
+    # calls, or every call would gather it.
+    shardings = compiled.output_shardings[0]
+    members = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), members, shardings
+    )
+    return _compile(batched, members, place, out_shardings=(shardings, None))
 
 
 def compile_exact(step: Callable, members: Any, device: jax.Device) -> Any:
@@ -130,7 +140,7 @@ def compile_exact(step: Callable, members: Any, device: jax.Device) -> Any:
     return _compile(looped, members, SingleDeviceSharding(device), extra=1)
 
 
-def _compile(function, members, scalar_sharding, extra: int = 0):
+def _compile(function, members, scalar_sharding, extra: int = 0, **options):
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=scalar_sharding)
-    lowered = jax.jit(function, donate_argnums=0).lower(members, scalar, scalar, *[scalar] * extra)
-    return lowered.compile()
+    jitted = jax.jit(function, donate_argnums=0, **options)
+    return jitted.lower(members, scalar, scalar, *[scalar] * extra).compile()

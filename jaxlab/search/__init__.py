@@ -1,6 +1,31 @@
 """Planners: pure functions that turn a way of scoring action sequences into an action sequence."""
 
-from jaxlab.search.planning import CEMConfig, CEMInfo, CEMState, init_cem, plan_cem
+from jaxlab.search.cem import CEMConfig, CEMInfo, CEMState, init_cem, plan_cem
+from jaxlab.search.icem import ICEMConfig, ICEMState, init_icem, plan_icem
+from jaxlab.search.mppi import MPPIConfig, MPPIInfo, MPPIState, init_mppi, plan_mppi
+from jaxlab.search.noise import coloured_noise
+from jaxlab.search.planner import Planner, PlannerConfig, PlannerState, make_planner
 from jaxlab.search.scoring import score_plans
 
-__all__ = ["CEMConfig", "CEMInfo", "CEMState", "init_cem", "plan_cem", "score_plans"]
+__all__ = [
+    "CEMConfig",
+    "CEMInfo",
+    "CEMState",
+    "ICEMConfig",
+    "ICEMState",
+    "MPPIConfig",
+    "MPPIInfo",
+    "MPPIState",
+    "Planner",
+    "PlannerConfig",
+    "PlannerState",
+    "coloured_noise",
+    "init_cem",
+    "init_icem",
+    "init_mppi",
+    "make_planner",
+    "plan_cem",
+    "plan_icem",
+    "plan_mppi",
+    "score_plans",
+]

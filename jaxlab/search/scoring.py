@@ -18,6 +18,7 @@ def score_plans(
     step_fn: StepFn,
     obs: Float[Array, "o"],
     plans: Float[Array, "P H a"],
+    particles: int = 1,
 ) -> Float[Array, "P"]:
     """Sum the rewards of each plan from one start, stopping at a predicted termination.
 
@@ -27,15 +28,27 @@ def score_plans(
             environment or a learned model.
         obs: where all plans start.
         plans: action sequences.
+        particles: rollouts per plan under a random model; row p * particles + j of a step is
+            particle j of plan p.
 
     Returns:
-        Undiscounted return per plan. The reward of the step that terminates counts, later ones do
-        not.
+        Undiscounted return per plan, the mean over its particles. The reward of the step that
+        terminates counts, later ones do not.
+
+    Raises:
+        ValueError: if `particles` is not positive.
+
+    Reference:
+        Chua et al. 2018 (PETS), algorithm 1, for the particles.
 
     Pitfall:
         Masking must select, not multiply: past a termination the model may return NaN, and
         `0 * NaN` is NaN.
     """
+    if particles < 1:
+        raise ValueError(f"particles: expected at least 1, got {particles}")
+    if particles > 1:
+        plans = jnp.repeat(plans, particles, axis=0)
     num_plans, horizon, _ = plans.shape
     starts = jnp.broadcast_to(obs[None], (num_plans, *obs.shape))
 
@@ -49,4 +62,4 @@ def score_plans(
     carry = (starts, jnp.ones((num_plans,), bool), jnp.zeros((num_plans,), obs.dtype))
     inputs = (jax.random.split(key, horizon), jnp.swapaxes(plans, 0, 1))
     (_, _, total), _ = jax.lax.scan(step, carry, inputs)
-    return total
+    return total if particles == 1 else jnp.mean(total.reshape(-1, particles), axis=1)

@@ -20,6 +20,7 @@ from jaxlab.worldmodels.objectives import (
     taylor_value_aware_objective,
     value_gradient_objective,
 )
+from jaxlab.worldmodels.particles import make_particle_step_fn
 from jaxlab.worldmodels.propagation import make_step_fn, propagate, total_variance
 from jaxlab.worldmodels.rollout import Rollout, rollout
 
@@ -38,6 +39,7 @@ __all__ = [
     "init",
     "iter_value_aware_objective",
     "losses",
+    "make_particle_step_fn",
     "make_step_fn",
     "mse_objective",
     "nll_objective",

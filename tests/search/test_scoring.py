@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlab.search import score_plans
 
@@ -40,3 +41,28 @@ def test_every_step_has_its_own_key_and_vmap_equals_loop(key):
     batched = jax.vmap(lambda k, s: score_plans(k, integrator, s, plans))(keys, starts)
     loop = [score_plans(k, integrator, s, plans) for k, s in zip(keys, starts)]
     np.testing.assert_allclose(batched, np.stack(loop), rtol=1e-5)
+
+
+def test_particles_are_averaged_and_lie_plan_by_plan(key):
+    obs, plans = jnp.zeros((1,)), jnp.array([[[1.0], [2.0]], [[10.0], [20.0]]])
+    offsets = jnp.array([0.0, 1.0, 2.0])
+
+    def step(key, obs, action):
+        assert obs.shape == (6, 1) and action.shape == (6, 1)
+        reward = action[:, 0] + jnp.tile(offsets, 2)  # particle j earns its offset too
+        return obs, reward, jnp.zeros(6, bool), {}
+
+    returns = score_plans(key, step, obs, plans, 3)
+    np.testing.assert_allclose(returns, [3.0 + 2 * 1.0, 30.0 + 2 * 1.0])
+    with pytest.raises(ValueError, match="particles: expected at least 1, got 0"):
+        score_plans(key, step, obs, plans, 0)
+
+
+def test_one_lost_particle_loses_the_plan(key):
+    def step(key, obs, action):
+        lost = jnp.arange(4) == 1
+        reward = jnp.where(lost, jnp.nan, action[:, 0])
+        return obs, reward, jnp.zeros(4, bool), {}
+
+    returns = score_plans(key, step, jnp.zeros((1,)), jnp.ones((2, 3, 1)), 2)
+    assert np.isnan(returns[0]) and float(returns[1]) == 3.0

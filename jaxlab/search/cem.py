@@ -1,6 +1,5 @@
 """Cross-entropy method over action sequences, as used by model-predictive control."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -8,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxlab.search import plans as shared
+from jaxlab.search.plans import EvaluateFn
+
 Bounds = Literal["truncate", "clip"]
-EvaluateFn = Callable[[Float[Array, "P H a"]], Float[Array, "P"]]
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,13 @@ class CEMConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be searched."""
-        for name in ("horizon", "action_dim", "population", "num_elites", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        shared.check_at_least_one(
+            horizon=self.horizon,
+            action_dim=self.action_dim,
+            population=self.population,
+            num_elites=self.num_elites,
+            iterations=self.iterations,
+        )
         if self.bounds not in get_args(Bounds):
             raise ValueError(f"bounds: expected one of {get_args(Bounds)}, got {self.bounds!r}")
         if self.num_elites > self.population:
@@ -80,8 +85,7 @@ def init_cem(
     Returns:
         A state whose mean is mid-range everywhere.
     """
-    middle = 0.5 * (jnp.asarray(low, jnp.float32) + jnp.asarray(high, jnp.float32))
-    return CEMState(mean=jnp.full((config.horizon, config.action_dim), middle))
+    return CEMState(mean=shared.mid_range(config.horizon, config.action_dim, low, high))
 
 
 def plan_cem(
@@ -124,13 +128,9 @@ def plan_cem(
 
     Pitfall:
         The best sampled plan exploits the errors of a learned model; the elite mean does not.
-        A plan whose return is NaN or infinite must lose against every other one, also when all
-        returns are negative, so such plans never enter the refit, whatever their rank.
     """
-    shape = (config.horizon, config.action_dim)
-    if state.mean.shape != shape:
-        raise ValueError(f"state.mean: expected shape {shape}, got {state.mean.shape}")
-    dtype = state.mean.dtype
+    shared.check_mean(state.mean, config.horizon, config.action_dim)
+    shape, dtype = state.mean.shape, state.mean.dtype
     sigma, alpha, low, high = (jnp.asarray(x, dtype) for x in (sigma, alpha, low, high))
 
     def iterate(carry, key):
@@ -142,32 +142,17 @@ def plan_cem(
         noise = jax.random.truncated_normal(key, -2.0, 2.0, (config.population, *shape), dtype)
         # Also under "truncate": rounding can put mean + 2 std an ulp outside.
         plans = jnp.clip(mean[None] + std[None] * noise, low, high)
-        returns = evaluate(plans)
-        if returns.shape != (config.population,):
-            raise ValueError(
-                f"evaluate: expected returns of shape {(config.population,)}, got {returns.shape}"
-            )
+        returns = shared.evaluate_plans(evaluate, plans)
         finite = jnp.isfinite(returns)
-        _, best = jax.lax.top_k(jnp.where(finite, returns, -jnp.inf), config.num_elites)
-        valid = finite[best]
-        count = jnp.sum(valid.astype(dtype))
-        weight = (valid.astype(dtype) / jnp.maximum(count, 1.0))[:, None, None]
-        elites = plans[best]
-        elite_mean = jnp.sum(weight * elites, axis=0)
-        elite_variance = jnp.sum(weight * (elites - elite_mean[None]) ** 2, axis=0)
-        keep = jnp.where(count > 0, alpha, 1.0)  # nothing usable: stay where we are
-        mean = keep * mean + (1.0 - keep) * elite_mean
-        variance = keep * variance + (1.0 - keep) * elite_variance
-        elite_return = jnp.sum(jnp.where(valid, returns[best], 0.0)) / jnp.maximum(
-            jnp.sum(valid.astype(returns.dtype)), 1.0
-        )
+        elites = shared.select_elites(returns, finite, config.num_elites)
+        mean, variance = shared.refit(plans, elites, mean, variance, alpha)
+        elite_return = shared.mean_return(returns, elites)
         return (mean, variance), (elite_return, jnp.mean(finite.astype(returns.dtype)))
 
     start = (state.mean, jnp.full(shape, sigma**2))
     (mean, variance), (elite_return, finite_fraction) = jax.lax.scan(
         iterate, start, jax.random.split(key, config.iterations)
     )
-    middle = jnp.full((1, config.action_dim), 0.5 * (low + high))
-    shifted = CEMState(mean=jnp.concatenate([mean[1:], middle]))
+    shifted = CEMState(mean=shared.shift(mean, low, high))
     info = CEMInfo(jnp.sqrt(variance), elite_return, finite_fraction)
     return mean, shifted, info

@@ -1,0 +1,20 @@
+"""Weights on disk: official `.pth`, `.safetensors` and Hugging Face folders, in and out."""
+
+from jaxlab.rwkv7.checkpoints.files import (
+    from_tensors,
+    load,
+    load_learned_state,
+    save,
+    to_tensors,
+)
+from jaxlab.rwkv7.checkpoints.tensors import CheckpointError, Tensor
+
+__all__ = [
+    "CheckpointError",
+    "Tensor",
+    "from_tensors",
+    "load",
+    "load_learned_state",
+    "save",
+    "to_tensors",
+]
