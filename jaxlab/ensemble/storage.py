@@ -145,7 +145,7 @@ def read_members(directory: Path, one: Any) -> Any:
 
 def _newest(directory: Path) -> tuple[dict | None, list[str]]:
     """The newest manifest that verifies, and why newer ones did not."""
-    refused = []
+    refused: list[str] = []
     for path in sorted(directory.glob("manifest-*.json"), reverse=True):
         try:
             return _verify(directory, path), refused

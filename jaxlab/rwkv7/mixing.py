@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxlab_kernels import wkv7
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.rwkv7.config import Config
 from jaxlab.rwkv7.initialization import Params
+from jaxlab_kernels import wkv7
 
 LAYER_NORM_EPS = 1e-5
 _DECAY_SCALE = -math.exp(-0.5)  # log-decays are this times a sigmoid: the decay is in (0.545, 1)

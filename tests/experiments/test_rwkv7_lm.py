@@ -1,4 +1,4 @@
-"""The language-model experiment: equal sizes, disjoint text, and a short run that leaves a model."""
+"""The language-model experiment: equal sizes, disjoint text, a short run that leaves a model."""
 
 from dataclasses import replace
 

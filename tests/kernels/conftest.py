@@ -1,4 +1,4 @@
-"""Let the tests of this folder import its helpers (`wkv7_check`, `wkv7_oracle`, `wkv7_problems`)."""
+"""Let the tests of this folder import its helpers: `wkv7_check`, `wkv7_oracle`, `wkv7_problems`."""
 
 import sys
 from pathlib import Path

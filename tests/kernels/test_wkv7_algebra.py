@@ -1,4 +1,4 @@
-"""The chunk algebra: exact in float64, accurate in float32 and bfloat16, portable by its primitives."""
+"""The chunk algebra: exact in float64, accurate in float32 and bfloat16, made of portable ops."""
 
 from functools import partial
 

@@ -56,7 +56,7 @@ def check(impl, case):
     assert y.dtype == inputs[3].dtype
     assert state.dtype == ds0.dtype == jnp.float32
     for name, value in got.items():
-        # With bfloat16 throughout, operands may be rounded, so float32 results carry that error too.
+        # With bfloat16 throughout, operands may be rounded: float32 results carry that error.
         bound = TOLERANCES["bfloat16" if dtype == "bfloat16" else value.dtype.name][name]
         if chunk == 128 and value.dtype == jnp.float32:
             bound *= 2
