@@ -6,17 +6,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from jaxlab import rwkv7
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_worked_example_runs_and_is_short(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    block, _ = BLOCKS
     assert len([line for line in block.splitlines() if line.strip()]) < 40
     exec(compile(block, "README.md", "exec"), {})
     assert "reproduced" in capsys.readouterr().out
+
+
+def test_the_lines_on_weights_run(tmp_path, monkeypatch):
+    _, block = BLOCKS
+    config = rwkv7.Config(11, n_layer=1, n_embd=16, head_size=16, ranks=(4, 4, 4, 4))
+    rwkv7.save(tmp_path / "model.pth", rwkv7.init(jax.random.key(0), config), config)
+    monkeypatch.chdir(tmp_path)
+    names = {"tokens": jax.numpy.zeros((2, 5), jax.numpy.int32)}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["logits"].shape == (2, 5, 11)
 
 
 def test_every_make_target_named_is_there():
@@ -26,8 +40,8 @@ def test_every_make_target_named_is_there():
 
 
 FLOOR = {
-    "types": 0, "ensemble": 1, "stats": 1, "nets": 1, "envs": 1, "search": 1, "worldmodels": 2,
-    "agents": 3, "report": 4, "bench": 4, "cli": 5,
+    "types": 0, "ensemble": 1, "stats": 1, "nets": 1, "envs": 1, "rwkv7": 2, "values": 2,
+    "merging": 2, "worldmodels": 3, "search": 3, "agents": 4, "report": 5, "bench": 5, "cli": 6,
 }  # fmt: skip
 
 
