@@ -184,6 +184,31 @@ def seconds_to_first_step() -> str:
     return f"| from `jaxlab run vagram` to the first recorded step | {median:.1f} s |"
 
 
+def decoding(tokens: int = 128) -> list[str]:
+    """Milliseconds per generated token after prompts of different lengths, and of their prefill."""
+    from jaxlab import rwkv7
+
+    config = rwkv7.Config(257, n_layer=4, n_embd=128, head_size=64, dtype=jnp.float32)
+    params = rwkv7.init(jax.random.key(0), config)
+    prefill = jax.jit(rwkv7.prefill, static_argnames="config")
+    prompts = {n: jnp.arange(n)[None] % 257 for n in (16, 256, 4096)}
+    times: dict[int, list[tuple[float, float]]] = {n: [] for n in prompts}
+    for _ in range(REPEATS + 1):  # in turn; the first round compiles
+        for length, prompt in prompts.items():
+            read = timed(lambda prompt=prompt: prefill(params, config, prompt))
+            logits, state = prefill(params, config, prompt)
+            done = jnp.zeros(1, bool)
+            rest = (logits, state, done, tokens, jax.random.key(1))
+            times[length].append(
+                (read, timed(lambda rest=rest: rwkv7.decode(params, config, *rest)))
+            )
+    rows = []
+    for length, measured in times.items():
+        read, write = map(statistics.median, zip(*measured[1:]))
+        rows.append(f"| {length} | {1e3 * read:.1f} ms | {1e3 * write / tokens:.3f} ms |")
+    return rows
+
+
 def report() -> str:
     """Runs all measurements and lays them out as the body of BENCHMARKS.md."""
     version = importlib.metadata.version
@@ -223,6 +248,14 @@ def report() -> str:
         "| what | median of 3 |",
         "|---|---|",
         seconds_to_first_step(),
+        "",
+        "### Decoding of RWKV-7",
+        "",
+        "L4 C128, float32, one prompt, 128 tokens generated; the prompt is read in chunks.",
+        "",
+        "| prompt, tokens | prefill | per generated token |",
+        "|---|---|---|",
+        *decoding(),
     ]
     return "\n".join(pieces)
 

@@ -20,8 +20,8 @@ from jaxlab.rwkv7.training import make_training
 from jaxlab_kernels import aot
 
 HEAD = (
-    "| topology | chips | GiB arguments | GiB temporary | GB moved* | TFLOP* | kernels | collectives "
-    "| TFLOP of the model | floor, ms |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| topology | chips | GiB arguments | GiB temporary | GB moved* | TFLOP* | kernels "
+    "| collectives | TFLOP of the model | floor, ms |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
