@@ -193,15 +193,16 @@ def decoding(tokens: int = 128) -> list[str]:
     prefill = jax.jit(rwkv7.prefill, static_argnames="config")
     prompts = {n: jnp.arange(n)[None] % 257 for n in (16, 256, 4096)}
     times: dict[int, list[tuple[float, float]]] = {n: [] for n in prompts}
+    done, key = jnp.zeros(1, bool), jax.random.key(1)
+
+    def once(prompt: jax.Array) -> tuple[float, float]:
+        read = timed(lambda: prefill(params, config, prompt))
+        logits, state = jax.block_until_ready(prefill(params, config, prompt))
+        return read, timed(lambda: rwkv7.decode(params, config, logits, state, done, tokens, key))
+
     for _ in range(REPEATS + 1):  # in turn; the first round compiles
         for length, prompt in prompts.items():
-            read = timed(lambda prompt=prompt: prefill(params, config, prompt))
-            logits, state = prefill(params, config, prompt)
-            done = jnp.zeros(1, bool)
-            rest = (logits, state, done, tokens, jax.random.key(1))
-            times[length].append(
-                (read, timed(lambda rest=rest: rwkv7.decode(params, config, *rest)))
-            )
+            times[length].append(once(prompt))
     rows = []
     for length, measured in times.items():
         read, write = map(statistics.median, zip(*measured[1:]))

@@ -17,8 +17,9 @@ and M_rk = R K^T,
     S1 = S0 exp(c_L) + U^T (b exp(c_L - c)) + V^T (k exp(c_L - c))
 
 Centring on half of the chunk's decay keeps every factor's exponent below max|g| * L / 2: with
-RWKV-7's bound |g| < exp(-1/2) that is 39 at L = 128, and 78 for the products that are masked. Both
-are finite in float32 and bfloat16 (88.7), not in float16 (11).
+RWKV-7's bound |g| < exp(-1/2) that is 39 at L = 128, finite in float32 and bfloat16 (88.7), not in
+float16 (11). Products of rows in the wrong order reach twice that and may overflow for stronger
+decays, so they are masked by `where`; multiplying an infinity by a zero would make it NaN.
 
 Resets are masks. `count` is the inclusive count of resets inside the chunk: two tokens know each
 other iff their counts are equal, the incoming state reaches rows whose count is 0, and the

@@ -33,6 +33,7 @@ PEAKS = {  # device kind: bfloat16 operations/s, HBM bytes/s; the vendors' figur
     "TPU v5": (459e12, 2.765e12),
     "TPU v6 lite": (918e12, 1.64e12),
     "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
+    "NVIDIA H200": (989e12, 4.8e12),
 }
 KERNEL = r'custom_call_target="(tpu_custom_call|[^"]*triton|mosaic_gpu)'
 H100 = """

@@ -79,9 +79,8 @@ def wkv7(
     Reference: Peng et al. 2025, "RWKV-7 Goose with Expressive Dynamic State Evolution", eq. 16-17.
 
     Pitfall: a decay stronger than exp(-exp(-1/2)) is not refused, because under `jit` its value is
-        not known. Chunks are safe while max|logw| * chunk / 2 stays below 44, half of what
-        float32's exp can take: 128 tokens at RWKV-7's bound, 16 for |logw| < 5.5. Beyond
-        that use "scan".
+        not known. Chunks are safe while max|logw| * chunk / 2 stays below 80, near the end of
+        float32's exp: 128 tokens while |logw| < 1.25, 16 while |logw| < 10. Beyond it use "scan".
     """
     inputs, s0, reset, reset_state = jax.tree.map(
         jnp.asarray, ((r, logw, k, v, a, b), s0, reset, reset_state)

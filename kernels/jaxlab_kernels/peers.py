@@ -38,14 +38,15 @@ def torch_sequential(inputs: Tokens) -> Peer | None:
     tensors = _torch_inputs(inputs, "cpu")
 
     def run():
-        r, logw, k, v, a, b = (x.float() for x in tensors)
-        state = torch.zeros(r.shape[0], r.shape[2], v.shape[3], r.shape[3])
+        # unbind, because the gradient of an index would be as long as the sequence, at each token
+        r, logw, k, v, a, b = (x.float().unbind(1) for x in tensors)
+        state = torch.zeros(*v[0].shape, k[0].shape[-1])
         outputs = []
-        for t in range(r.shape[1]):
-            sa = (state @ a[:, t, :, :, None]) * b[:, t, :, None, :]
-            state = state * torch.exp(logw[:, t])[:, :, None, :] + sa
-            state = state + v[:, t, :, :, None] * k[:, t, :, None, :]
-            outputs.append((state @ r[:, t, :, :, None])[..., 0])
+        for t in range(len(r)):
+            removed = (state @ a[t][..., None]) * b[t][..., None, :]
+            state = state * torch.exp(logw[t])[..., None, :] + removed
+            state = state + v[t][..., None] * k[t][..., None, :]
+            outputs.append((state @ r[t][..., None])[..., 0])
         return torch.stack(outputs, dim=1)
 
     def forward():

@@ -1,4 +1,4 @@
-"""The chunk algebra: exact in float64, accurate in float32 and bfloat16, made of portable ops."""
+"""The chunk algebra: exact in float64, accurate in float32 and bfloat16, portable primitives."""
 
 from functools import partial
 

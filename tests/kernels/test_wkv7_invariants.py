@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from wkv7_check import check, pull_back
-from wkv7_oracle import relative_error
+from wkv7_oracle import NAMES, backward, forward, relative_error
 from wkv7_problems import BOUND, problem
 
 from jaxlab_kernels import wkv7
@@ -25,6 +25,22 @@ def test_one_key_repeated_without_decay(chunk):
     shape = {"length": 128, "widths": (64, 64), "heads": (1, 1), "chunk": chunk}
     data = {"decay": "slow", "keys": "same", "alpha": 0.9, "resets": "none"}
     check("xla", shape | data | {"dtype": "float32", "reset_state": False})
+
+
+@pytest.mark.parametrize(("chunk", "logw"), [(16, -9.9), (128, -1.24)])
+def test_decays_far_beyond_the_bound_of_rwkv7(chunk, logw):
+    """Up to |logw| * chunk / 2 = 80, though products of rows in the wrong order are infinite."""
+    p = problem(length=140, width=16)
+    inputs = (p.inputs[0], np.full_like(p.inputs[1], logw), *p.inputs[2:])
+    (y, state), (gradients, ds0, _) = pull_back(
+        inputs, p.s0, None, None, p.dy, p.ds, impl="xla", chunk=chunk
+    )
+    want_y, want_state, _ = forward(inputs, p.s0)
+    want = backward(inputs, p.dy, p.ds, p.s0)
+    assert close((y, state, ds0), (want_y, want_state, want["s0"]))
+    for name, gradient in zip(NAMES, gradients):
+        # d logw is a small difference: little is left for it to act on
+        assert relative_error(gradient, want[name]) < (1e-4 if name == "logw" else 1e-5), name
 
 
 def test_chunk_size_does_not_matter():

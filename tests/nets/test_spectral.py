@@ -39,6 +39,14 @@ def test_gradient_of_the_norm_is_the_leading_pair():
     u, _, vt = np.linalg.svd(np.asarray(A, np.float64))
     gradient = jax.grad(lambda w: nets.spectral_norm(w, jnp.ones(2), 60)[0])(A)
     np.testing.assert_allclose(gradient, np.outer(u[:, 0], vt[0]), atol=1e-5)
+    # Also long before convergence the vectors count as constants.
+    start = np.array([1.0, -2.0])
+    v = start @ np.asarray(A, np.float64)
+    v /= np.linalg.norm(v)
+    left = np.asarray(A, np.float64) @ v
+    left /= np.linalg.norm(left)
+    gradient = jax.grad(lambda w: nets.spectral_norm(w, jnp.asarray(start, jnp.float32))[0])(A)
+    np.testing.assert_allclose(gradient, np.outer(left, v), atol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.5, 2.0, 6.0])

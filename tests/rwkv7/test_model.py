@@ -244,9 +244,11 @@ def test_bfloat16_keeps_dtypes_and_stays_near(config, make_config, params, token
 
 @pytest.mark.slow
 def test_bfloat16_gradients_point_the_same_way(config, make_config, params, tokens):
+    """Of the same rounded parameters, computed in bfloat16 and in float32."""
     low = make_config(dtype="bfloat16", param_dtype="bfloat16")
     cast = jax.tree.map(lambda leaf: leaf.astype(low.param_dtype), params)
-    got, want = slopes(cast, low, tokens)[1], slopes(params, config, tokens)[1]
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), cast)
+    got, want = slopes(cast, low, tokens)[1], slopes(rounded, config, tokens)[1]
     flat = [
         np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
         for tree in (got, want)

@@ -110,7 +110,7 @@ def test_non_finite_returns_rank_below_everything(name, bad, key):
     actions, state, report = plan(key, evaluate, planner.init(), planner.hyperparams)
     leaves = [x for x in jax.tree.leaves((actions, state, report))]
     assert all(np.isfinite(x).all() for x in leaves if x.dtype != bool)
-    assert float(actions[0, 0]) <= 0.0
+    assert float(actions[0, 0]) < -0.05
     assert 0.2 < float(report["finite_fraction"]) < 1.0
     assert float(report["planned_return"]) < -9e5
 

@@ -105,6 +105,16 @@ def test_gradient_is_of_both_ends_and_ignores_the_search():
     assert float(jnp.max(jnp.abs(alone - both))) > 0.01
 
 
+def test_perturbation_is_a_constant_of_differentiation():
+    def cost(b):
+        # The second term is always zero, but it turns the search into another direction.
+        value = lambda s: s @ W + b * jnp.sum(s - jax.lax.stop_gradient(s), axis=-1)  # noqa: E731
+        return values.robust_penalty(value, OBS, jax.random.key(0), eps=0.2, ball="l2")[0]
+
+    assert float(cost(0.0)) != float(cost(5.0))
+    assert float(jax.grad(cost)(0.5)) == 0.0
+
+
 def test_every_critic_has_its_own_worst_case():
     critics = jnp.array([[3.0, 0.0, 0.0], [0.0, -1.0, 2.0]])
     keys = jax.random.split(jax.random.key(0))
