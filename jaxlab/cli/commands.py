@@ -14,6 +14,7 @@ HELP = """usage: jaxlab COMMAND ...
   jaxlab run NAME --help                       every option of an experiment
   jaxlab report [DIR ...] [--out report.html]  all stored verdicts on one page
   jaxlab generate --weights FILE --vocab FILE   text from RWKV-7 weights
+  jaxlab merge CONFIG.yml OUT                  merge checkpoints by a mergekit recipe
   jaxlab --version
 """
 
@@ -42,11 +43,18 @@ def _generate(words: Sequence[str]) -> int:
     return main(words)
 
 
+def _merge(words: Sequence[str]) -> int:
+    from jaxlab.cli.merging import main
+
+    return main(words)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": _list,
     "run": _run,
     "report": _report,
     "generate": _generate,
+    "merge": _merge,
 }
 
 

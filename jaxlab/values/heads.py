@@ -220,7 +220,6 @@ class ValueHead:
         """
         r, discount = at_least_float32(r, discount)
         check_same_shape(r=r, discount=discount)
-        raw_next = jax.lax.stop_gradient(raw_next)
         y = r + discount * self.mean(raw_next).astype(r.dtype)
         loss, metrics = self.loss(raw, y, mask)
         if self.kind == "c51":

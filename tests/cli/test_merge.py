@@ -19,25 +19,26 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(jaxlab.__file__).parents[1])}
 
 
 def checkpoint(folder, seed, shapes):
-    """A checkpoint of float32 tensors, written without the code under test."""
+    """A float32 checkpoint, written without the code under test; zeros that take no disk if 0."""
     folder.mkdir()
-    header, position, pieces = {}, 0, []
-    rng = np.random.default_rng(seed)
+    header, position = {}, 0
     for name, shape in shapes.items():
-        x = rng.standard_normal(shape, np.float32)
-        offsets = [position, position + x.nbytes]
+        offsets = [position, position + 4 * int(np.prod(shape))]
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets}
-        position += x.nbytes
-        pieces.append(x.tobytes())
+        position = offsets[1]
     text = json.dumps(header).encode()
-    data = len(text).to_bytes(8, "little") + text + b"".join(pieces)
-    (folder / "model.safetensors").write_bytes(data)
+    rng = np.random.default_rng(seed)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for shape in shapes.values() if seed else ():
+            file.write(rng.standard_normal(shape, np.float32))
+        file.truncate(8 + len(text) + position)
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     shapes = {f"layers.{i}.w": (30, 20) for i in range(3)}
-    for seed, name in enumerate(["base", "a", "b"]):
+    for seed, name in enumerate(["base", "a", "b"], 1):
         checkpoint(tmp_path / name, seed, shapes)
     (tmp_path / "merge.yml").write_text(
         "merge_method: ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\n"
@@ -104,14 +105,14 @@ def test_help_says_what_is_not_supported(capsys):
 def run(folder, *words):
     command = [sys.executable, "-m", "jaxlab", "merge", "merge.yml", *words]
     return subprocess.Popen(
-        command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_the_bytes_are_those_of_the_unbroken_merge(project):
-    shapes = {f"layers.{i}.w": (1000, 1500) for i in range(24)}
-    for seed, name in enumerate(["base2", "a2", "b2"]):
+    shapes = {f"layers.{i}.w": (500, 1500) for i in range(24)}
+    for seed, name in enumerate(["base2", "a2", "b2"], 1):
         checkpoint(project / name, seed, shapes)
     (project / "merge.yml").write_text(
         "merge_method: dare_ties\nbase_model: base2\nmodels: [{model: a2}, {model: b2}]\n"
@@ -149,10 +150,10 @@ print(status, peak[1] if peak else 0)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ties", "slerp", "dare_linear"])
 def test_a_checkpoint_eight_times_the_budget_stays_within_it(tmp_path, method):
-    budget = 64
+    budget = 40
     shapes = {
         "tiny": {"layers.0.w": (30, 20)},
-        "large": {"embed.weight": (50_000, 1024), "layers.0.w": (80_000, 1024)},  # 520 MB
+        "large": {"embed.weight": (30_000, 1024), "layers.0.w": (54_000, 1024)},  # 344 MB
     }
     models = "[{model: a}]" if method == "slerp" else "[{model: a}, {model: b}]"
     given = {"slerp": "t: 0.3", "ties": "weight: 0.5, density: 0.3"}
@@ -161,7 +162,7 @@ def test_a_checkpoint_eight_times_the_budget_stays_within_it(tmp_path, method):
     for size, of_size in shapes.items():
         folder = tmp_path / size
         folder.mkdir()
-        for seed, name in enumerate(["base", "a", "b"]):
+        for seed, name in enumerate(["a", "base", "b"]):
             checkpoint(folder / name, seed, of_size)
         (folder / "merge.yml").write_text(
             f"merge_method: {method}\nbase_model: base\nmodels: {models}\n"
