@@ -17,6 +17,25 @@ class Selected(NamedTuple):
     positions: np.ndarray  # [G]
 
 
+class _Collected:
+    """Numbers gathered in one array: many small ones between the blocks would keep memory torn."""
+
+    def __init__(self, dtype: np.dtype, room: int):
+        self._array, self._used = np.empty(max(room, 1024), dtype), 0
+
+    def take(self, numbers: np.ndarray) -> None:
+        if self._used + numbers.size > self._array.size:
+            longer = np.empty(2 * self._array.size + numbers.size, self._array.dtype)
+            longer[: self._used] = self.all
+            self._array = longer
+        self._array[self._used : self._used + numbers.size] = numbers
+        self._used += numbers.size
+
+    @property
+    def all(self) -> np.ndarray:
+        return self._array[: self._used]
+
+
 def select(pieces: Pieces, size: int, k: Sequence[int], spare: int) -> Selected | None:
     """Finds the k-th largest number of each group.
 
@@ -40,16 +59,16 @@ def select(pieces: Pieces, size: int, k: Sequence[int], spare: int) -> Selected 
     lows, highs = _brackets(pieces, size, k)
     above = np.zeros(len(k), np.int64)
     equal_high, equal_low = above.copy(), above.copy()
-    inside: list[list[np.ndarray]] = [[] for _ in k]
+    inside = [_Collected(first.dtype, size // 32) for _ in k]
     for piece in pieces():
         for g, row in enumerate(piece):
             above[g] += np.count_nonzero(row > highs[g])
             equal_high[g] += np.count_nonzero(row == highs[g])
             equal_low[g] += np.count_nonzero(row == lows[g])
-            inside[g].append(row[(row > lows[g]) & (row < highs[g])])
+            inside[g].take(row[(row > lows[g]) & (row < highs[g])])
     values, rests, ties = [], [], []
     for g, wanted in enumerate(k):
-        between = np.concatenate(inside[g])
+        between = inside[g].all
         rest = wanted - int(above[g])
         counts = (int(equal_high[g]), between.size, int(equal_low[g]))
         if lows[g] == highs[g]:
@@ -95,12 +114,16 @@ def _select_directly(pieces: Pieces, size: int, k: Sequence[int]) -> Selected:
 
 def _brackets(pieces: Pieces, size: int, k: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     stride = max(size // SAMPLE, 1) | 1  # odd: most widths are even, so all columns are met
-    samples, start = [], 0
+    count = -(-size // stride)
+    ordered, start, have = np.empty((0, 0)), 0, 0
     for piece in pieces():
-        samples.append(piece[:, -start % stride :: stride].copy())
+        if start == 0:
+            ordered = np.empty((len(piece), count), piece.dtype)
+        sample = piece[:, -start % stride :: stride]
+        ordered[:, have : have + sample.shape[1]] = sample
+        have += sample.shape[1]
         start += piece.shape[1]
-    ordered = np.sort(np.concatenate(samples, axis=1), axis=1)
-    count = ordered.shape[1]
+    ordered.sort(axis=1)
     lows, highs = [], []
     for row, wanted in zip(ordered, k):
         share = wanted / size

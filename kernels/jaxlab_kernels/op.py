@@ -81,6 +81,7 @@ def wkv7(
     Pitfall: a decay stronger than exp(-exp(-1/2)) is not refused, because under `jit` its value is
         not known. Chunks are safe while max|logw| * chunk / 2 stays below 80, near the end of
         float32's exp: 128 tokens while |logw| < 1.25, 16 while |logw| < 10. Beyond it use "scan".
+        Where decays are that strong, d logw is exact relative to r * dr, not to its own tiny size.
     """
     inputs, s0, reset, reset_state = jax.tree.map(
         jnp.asarray, ((r, logw, k, v, a, b), s0, reset, reset_state)

@@ -148,12 +148,11 @@ print(status, peak[1] if peak else 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ties", "slerp", "dare_linear"])
-def test_a_checkpoint_eight_times_the_budget_stays_within_it(tmp_path, method):
-    budget = 40
+@pytest.mark.parametrize(("method", "budget"), [("ties", 40), ("slerp", 40), ("dare_linear", 56)])
+def test_a_checkpoint_eight_times_the_budget_stays_within_it(tmp_path, method, budget):
     shapes = {
         "tiny": {"layers.0.w": (30, 20)},
-        "large": {"embed.weight": (30_000, 1024), "layers.0.w": (54_000, 1024)},  # 344 MB
+        "large": {"embed.weight": (40_000, 1024), "layers.0.w": (70_000, 1024)},  # 450 MB
     }
     models = "[{model: a}]" if method == "slerp" else "[{model: a}, {model: b}]"
     given = {"slerp": "t: 0.3", "ties": "weight: 0.5, density: 0.3"}

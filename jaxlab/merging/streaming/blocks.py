@@ -37,6 +37,7 @@ class StreamLeaf:
         models: the models' tensors.
         sink: where `emit` puts the merged elements.
         layout: which blocks the operator can work on.
+        random: whether the operator draws random numbers, which takes room.
         dtype: output dtype.
         memory: bytes that may be used for blocks, copies and kept scores.
 
@@ -51,6 +52,7 @@ class StreamLeaf:
         sink: Sink,
         *,
         layout: Layout,
+        random: bool,
         dtype: Any,
         memory: int,
     ):
@@ -67,7 +69,7 @@ class StreamLeaf:
         self._shape = _block_shape(layout, shape, self.size, BLOCK)
         self._aligned = layout != "rows"
         length = math.prod(self._shape)
-        needed = working_memory(len(sources), self._raw.itemsize, length)
+        needed = working_memory(len(sources), self._raw.itemsize, length, random)
         if needed > memory:
             raise MergeError(f"needs {_megabytes(needed)} of memory, more than --memory allows")
         # Allocators and compilers take their share; samples for selections need room as well.
@@ -202,18 +204,20 @@ class DerivedLeaf:
     repeat_until = StreamLeaf.repeat_until
 
 
-def working_memory(sources: int, itemsize: int, length: int) -> int:
+def working_memory(sources: int, itemsize: int, length: int, random: bool = False) -> int:
     """Bytes that blocks of so many elements take while they are read, merged and written.
 
     Args:
         sources: models, and the base if there is one.
         itemsize: bytes of an element as it is read.
         length: elements of a block.
+        random: whether there are random numbers and ranks besides.
 
     Returns:
         Bytes for two blocks in flight with their intermediate results.
     """
-    return length * (3 * sources * itemsize + 4 * (2 * sources + 3))
+    results = 4 * ((12 if random else 2) * sources + 3)
+    return length * (3 * sources * itemsize + results)
 
 
 def _block_shape(layout: Layout, shape: tuple[int, ...], size: int, length: int) -> tuple[int, ...]:

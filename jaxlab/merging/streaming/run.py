@@ -169,6 +169,7 @@ def make_tensor(
             models,
             sink,
             layout=operator.layout(defaults | values),
+            random=operator.random,
             dtype=DTYPES[tensor.code],
             memory=options.memory,
         )
