@@ -43,7 +43,7 @@ def test_decays_far_beyond_the_bound_of_rwkv7(chunk, logw):
             assert relative_error(gradient, want[name]) < 1e-5, name
     # d logw is a small difference of terms like r * dr, and as exact as they are.
     terms = np.linalg.norm(np.asarray(inputs[0], np.float64) * want["r"])
-    assert np.linalg.norm(gradients[1] - want["logw"]) < 1e-6 * terms
+    assert np.linalg.norm(gradients[1] - want["logw"]) < 5e-6 * terms
 
 
 def test_chunk_size_does_not_matter():

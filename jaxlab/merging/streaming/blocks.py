@@ -19,6 +19,7 @@ from jaxlab.merging.streaming.layout import DTYPES
 
 BLOCK = RANDOM_BLOCK  # elements; fixed, so that the result does not depend on the memory
 _SMALLEST = 1 << 10
+_OVERHEAD = 20 << 20  # what allocators and threads hold back, measured
 Raw = tuple[Any, Any, int]  # base or None, models, start; padded
 
 
@@ -72,8 +73,8 @@ class StreamLeaf:
         needed = working_memory(len(sources), self._raw.itemsize, length, random)
         if needed > memory:
             raise MergeError(f"needs {_megabytes(needed)} of memory, more than --memory allows")
-        # Allocators and compilers take their share; samples for selections need room as well.
-        self._spare = max(0, memory * 3 // 4 - needed - 16 * SAMPLE * len(sources))
+        # Samples for selections need room as well.
+        self._spare = max(0, memory - needed - 16 * SAMPLE * len(sources))
         whole = len(sources) * self._raw.itemsize * length * -(-self.size // length)
         self._keeps = whole <= self._spare // 2
         if self._keeps:
@@ -217,7 +218,7 @@ def working_memory(sources: int, itemsize: int, length: int, random: bool = Fals
         Bytes for two blocks in flight with their intermediate results.
     """
     results = 4 * ((12 if random else 2) * sources + 3)
-    return length * (3 * sources * itemsize + results)
+    return _OVERHEAD + length * (3 * sources * itemsize + results)
 
 
 def _block_shape(layout: Layout, shape: tuple[int, ...], size: int, length: int) -> tuple[int, ...]:
