@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxlab import worldmodels
-from jaxlab.agents import buffers, model_fit, sac
+from jaxlab.agents import buffers, interaction, model_fit, sac
 from jaxlab.agents.dyna_config import DynaConfig, DynaHyperparams, hyperparams
 from jaxlab.ensemble import Experiment
 from jaxlab.envs import Env, auto_reset, exact_step_fn
@@ -72,39 +72,12 @@ def make(env: Env, config: DynaConfig = DynaConfig()) -> Experiment:
         exact_step_fn(env)  # refuses here, and not at the first update
     obs_dim, action_dim = env.spec.obs_dim, env.spec.action_dim
 
-    def act_and_step(
-        env_state: Any, obs: Array, action: Array, key: Array
-    ) -> tuple[Any, Array, Transition]:
-        env_state, time_step = stepper.step(env_state, action, key)
-        transition = Transition(
-            obs=obs,
-            action=action,
-            reward=time_step.reward,
-            terminated=time_step.terminated,
-            truncated=time_step.truncated,
-            next_obs=time_step.next_obs,
-        )
-        return env_state, time_step.obs, transition
-
-    def explore(key: Array) -> tuple[Any, Array, Transition]:
-        reset_key, action_key, step_key = jax.random.split(key, 3)
-        shape = (config.initial_steps, action_dim)
-        actions = jax.random.uniform(action_key, shape, jnp.float32, -1.0, 1.0)
-
-        def step(carry: tuple[Any, Array], xs: tuple[Array, Array]) -> tuple:
-            env_state, obs, transition = act_and_step(*carry, *xs)
-            return (env_state, obs), transition
-
-        xs = (actions, jax.random.split(step_key, config.initial_steps))
-        start = stepper.reset(reset_key)
-        transitions: Transition
-        (env_state, obs), transitions = jax.lax.scan(step, start, xs)
-        return env_state, obs, transitions
-
     def init(key: Array, hparams: Mapping[str, Any] | None = None) -> DynaState:
         key, agent_key, model_key, explore_key = jax.random.split(key, 4)
         scalars = hyperparams(hparams, action_dim)
-        env_state, obs, transitions = explore(explore_key)
+        env_state, obs, transitions = interaction.explore(
+            explore_key, stepper, config.initial_steps
+        )
         row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), transitions)
         model = None
         if not config.exact_model:
@@ -153,7 +126,9 @@ def make(env: Env, config: DynaConfig = DynaConfig()) -> Experiment:
             env_state, obs, agent, real = carry
             act_key, env_key, sample_key, update_key = keys
             action = sac.act(agent, config.sac, obs, act_key)
-            env_state, obs, transition = act_and_step(env_state, obs, action, env_key)
+            env_state, obs, transition = interaction.env_step(
+                stepper, env_state, obs, action, env_key
+            )
             real = buffers.add(real, jax.tree.map(lambda x: x[None], transition))
             batches = buffers.concat_sample(
                 sample_key,
@@ -213,26 +188,10 @@ def make(env: Env, config: DynaConfig = DynaConfig()) -> Experiment:
         return state, metrics
 
     def evaluate(state: DynaState, key: Array) -> Metrics:
-        def episode(key: Array) -> tuple[Array, Array]:
-            reset_key, step_key = jax.random.split(key)
+        def policy(memory: None, obs: Array, key: Array) -> tuple[Array, None]:
+            return sac.act(state.agent, config.sac, obs), memory
 
-            def step(carry: tuple, key: Array) -> tuple[tuple, None]:
-                env_state, obs, total, length, running = carry
-                action = sac.act(state.agent, config.sac, obs)
-                env_state, time_step = env.step(env_state, action, key)
-                total += jnp.where(running, time_step.reward, 0)
-                length += running.astype(jnp.float32)
-                running &= ~(time_step.terminated | time_step.truncated)
-                return (env_state, time_step.obs, total, length, running), None
-
-            zero = jnp.zeros((), jnp.float32)
-            carry = (*env.reset(reset_key), zero, zero, jnp.ones((), bool))
-            keys = jax.random.split(step_key, env.spec.episode_length)
-            (_, _, total, length, _), _ = jax.lax.scan(step, carry, keys)
-            return total, length
-
-        totals, lengths = jax.vmap(episode)(jax.random.split(key, config.eval_episodes))
-        return {"return": jnp.mean(totals), "episode_length": jnp.mean(lengths)}
+        return interaction.evaluate_policy(key, env, policy, None, config.eval_episodes)
 
     return Experiment(init, update, evaluate)
 

@@ -94,9 +94,9 @@ def evaluate_policy(
 
         def step(carry: tuple, key: Array) -> tuple[tuple, None]:
             env_state, obs, memory, total, length, running = carry
-            act_key, step_key = jax.random.split(key)
-            action, memory = policy(memory, obs, act_key)
-            env_state, out = env.step(env_state, action, step_key)
+            # The environment's randomness is the same whether or not the policy has any.
+            action, memory = policy(memory, obs, jax.random.fold_in(key, 1))
+            env_state, out = env.step(env_state, action, key)
             total = total + jnp.where(running, out.reward, 0)  # beyond the end it may be NaN
             length = length + running.astype(jnp.float32)
             running = running & ~(out.terminated | out.truncated)

@@ -43,8 +43,8 @@ class Placement:
         capacity: int,
         microbatch: int | str,
     ):
-        axes = mesh.axis_names if mesh else ("members",)
-        devices = np.array(mesh.devices if mesh else jax.local_devices())
+        axes = ("members",) if mesh is None else mesh.axis_names
+        devices = np.array(jax.local_devices() if mesh is None else mesh.devices)
         # Whatever the axis types of the mesh given, members are written without shardings in mind.
         mesh = Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
         if "members" not in mesh.axis_names:

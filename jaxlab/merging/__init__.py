@@ -1,4 +1,4 @@
-"""Merging models: operators on stacked pytrees, alignment, growth, streaming of checkpoints.
+"""Merging models: operators on stacked pytrees, and streaming merges of checkpoints.
 
 An operator is called as `op(base, models, **coefficients)` on one leaf whose leading axis is the
 models; `merge` runs it over whole models. Coefficients are traced, so a population of recipes is

@@ -69,8 +69,8 @@ class Block:
         return None if self.size is None else self.positions < self.size
 
 
-class Leaf(Protocol):
-    """What an operator may ask.
+class Scores(Protocol):
+    """What can be asked of numbers that are only compared and counted.
 
     Block functions are called as `fn(block, *args, **static)`. They must be defined at module
     level and `static` must be hashable, since their compiled forms are kept by these.
@@ -85,28 +85,11 @@ class Leaf(Protocol):
         """Number of elements n."""
 
     @property
-    def columns(self) -> int:
-        """Length of the last axis."""
-
-    @property
     def dtype(self) -> Any:
         """The dtype to compute in."""
 
-    @property
-    def has_base(self) -> bool:
-        """Whether there is a base."""
-
     def total(self, fn: BlockFn, *args: Any, **static: Any) -> Any:
         """Sums a function's results over all blocks."""
-
-    def emit(self, fn: BlockFn, *args: Any, **static: Any) -> Any:
-        """Makes the merged leaf out of a function that makes merged elements."""
-
-    def derive(self, fn: BlockFn, *args: Any, **static: Any) -> "Leaf":
-        """The leaf of a function's results [G, ...], as G models without a base.
-
-        Constant under differentiation; asked several times, so it is worth keeping.
-        """
 
     def select(self, k: Array) -> Selected | None:
         """The k-th largest number of each model, if that can be found outside of any program."""
@@ -118,6 +101,27 @@ class Leaf(Protocol):
         self, done: Callable[[Any], Any], body: Callable[[Any], Any], state: Any
     ) -> Any:
         """state = body(state) until done(state)."""
+
+
+class Leaf(Scores, Protocol):
+    """What an operator may ask besides."""
+
+    @property
+    def columns(self) -> int:
+        """Length of the last axis."""
+
+    @property
+    def has_base(self) -> bool:
+        """Whether there is a base."""
+
+    def emit(self, fn: BlockFn, *args: Any, **static: Any) -> Any:
+        """Makes the merged leaf out of a function that makes merged elements."""
+
+    def derive(self, fn: BlockFn, *args: Any, **static: Any) -> Scores:
+        """Scores: a function's results [G, ...], as G models without a base.
+
+        Constant under differentiation; asked several times, so it is worth keeping.
+        """
 
 
 class ArrayLeaf:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jaxlab.merging.leaf import Block, Leaf
+from jaxlab.merging.leaf import Block, Scores
 
 _POSITION_BITS = 31
 
@@ -40,7 +40,7 @@ def ordered_bits(x: Float[Array, "*s"], signed: bool) -> UInt[Array, "*s"]:
     return jnp.where(negative, ~bits, bits | _sign_bit(bits.dtype))
 
 
-def largest(scores: Leaf, k: Int[Array, " G"], *, signed: bool = False) -> Cut:
+def largest(scores: Scores, k: Int[Array, " G"], *, signed: bool = False) -> Cut:
     """Finds the k largest scores of each group over a whole leaf.
 
     Args:

@@ -18,13 +18,22 @@ def polyak(target: Tree, online: Tree, tau: float | Float[Array, ""]) -> Tree:
         tau: step in [0, 1], traced; 1 copies the online network.
 
     Returns:
-        The new target, in the target's dtypes.
+        The new target, in the target's dtypes; leaves that are not floating stay as they are.
+
+    Reference:
+        Lillicrap et al. 2016 (DDPG), algorithm 1.
+
+    Pitfall:
+        In bfloat16 a step of 0.005 is smaller than half a unit in the last place of what it is
+        added to, and the target never moves: keep targets in float32.
     """
 
     def move(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(old.dtype, jnp.floating):
+            return old
         step = jnp.asarray(tau, old.dtype)
         # The convex form is exact at both ends (tau = 0 and tau = 1); old + tau (new - old) is not.
-        return (1 - step) * old + step * new
+        return (1 - step) * old + step * new.astype(old.dtype)
 
     return jax.tree.map(move, target, online)
 

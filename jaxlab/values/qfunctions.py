@@ -4,7 +4,7 @@ from typing import Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
+from jaxtyping import Array, ArrayLike, Float, Int, Num
 
 from jaxlab.values.action_targets import take_action
 from jaxlab.values.arrays import at_least_float32
@@ -42,45 +42,6 @@ def dueling(
     return v[..., None] + (adv - reduce(adv, axis=-1, keepdims=True))
 
 
-def ema_update(target: Tree, online: Tree, tau: ArrayLike) -> Tree:
-    """Moves a target network towards the online one: (1 - tau) target + tau online.
-
-    Args:
-        target: pytree.
-        online: pytree of the same structure and shapes.
-        tau: step in [0, 1], may be traced.
-
-    Returns:
-        The new target, in the target's dtypes; leaves that are not floating stay as they are.
-
-    Reference:
-        Lillicrap et al. 2016 (DDPG), algorithm 1.
-
-    Pitfall:
-        In bfloat16 a step of 0.005 is smaller than half a unit in the last place of what it is
-        added to, and the target never moves: keep targets in float32.
-    """
-
-    def move(old: Array, new: Array) -> Array:
-        step = jnp.asarray(tau, old.dtype)
-        return (1 - step) * old + step * new.astype(old.dtype)
-
-    return _map_floats(move, target, online)
-
-
-def hard_update(target: Tree, online: Tree) -> Tree:
-    """Copies the online network.
-
-    Args:
-        target: pytree.
-        online: pytree of the same structure and shapes.
-
-    Returns:
-        The online network in the target's dtypes; leaves that are not floating stay as they are.
-    """
-    return _map_floats(lambda old, new: new.astype(old.dtype), target, online)
-
-
 def periodic_update(target: Tree, online: Tree, step: ArrayLike, period: ArrayLike) -> Tree:
     """Copies the online network every `period` steps.
 
@@ -91,13 +52,20 @@ def periodic_update(target: Tree, online: Tree, step: ArrayLike, period: ArrayLi
         period: updates between two copies, may be traced.
 
     Returns:
-        `hard_update` if `step` is a multiple of `period`, else the target as it was.
+        The online network in the target's dtypes if `step` is a multiple of `period`, else the
+        target as it was; leaves that are not floating stay as they are. (`nets.polyak` moves a
+        little at every step.)
 
     Reference:
         Mnih et al. 2015 (DQN).
     """
     due = jnp.asarray(step) % jnp.asarray(period) == 0
-    return _map_floats(lambda old, new: jnp.where(due, new.astype(old.dtype), old), target, online)
+
+    def copy(old: Array, new: Array) -> Array:
+        floating = jnp.issubdtype(old.dtype, jnp.floating)
+        return jnp.where(due, new.astype(old.dtype), old) if floating else old
+
+    return jax.tree.map(copy, target, online)
 
 
 def cql_regulariser(q_all: Num[Array, "*b A"], a: Int[Array, "*b"]) -> Float[Array, "*b"]:
@@ -163,10 +131,3 @@ def munchausen_reward(
     log_pi = take_action(jax.nn.log_softmax(q_all / temperature, axis=-1), a)
     bonus = weight * jnp.clip(temperature * log_pi, floor, 0)
     return jax.lax.stop_gradient(r + bonus)
-
-
-def _map_floats(function, target: Tree, online: Tree) -> Tree:
-    def on_leaf(old: Array, new: Array) -> Array | Bool[Array, "..."]:
-        return function(old, new) if jnp.issubdtype(old.dtype, jnp.floating) else old
-
-    return jax.tree.map(on_leaf, target, online)

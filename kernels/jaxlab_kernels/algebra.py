@@ -297,52 +297,6 @@ def chunk_forward(
     return y, s1 + mm(t.u, t.b_out, (0, 0)) + mm(v, t.k_out, (0, 0))
 
 
-def chunk_map(
-    g: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    a: jax.Array,
-    b: jax.Array,
-    *,
-    count: jax.Array | None = None,
-    reset_state: jax.Array | None = None,
-    operand_dtype=jnp.float32,
-    precision: lax.PrecisionLike = EXACT,
-) -> tuple[jax.Array, jax.Array]:
-    """The chunk as a map of its incoming state: S1 = S0 P + Q.
-
-    (P1, Q1) and then (P2, Q2) is (P1 P2, Q1 P2 + Q2), so devices that hold different stretches of a
-    sequence only have to exchange these.
-
-    Args:
-        g: [L, K].
-        k: [L, K].
-        v: [L, D].
-        a: [L, K].
-        b: [L, K].
-        count: as in `chunk_forward`.
-        reset_state: as in `chunk_forward`.
-        operand_dtype: as in `chunk_forward`.
-        precision: as in `chunk_forward`.
-
-    Returns:
-        P [K, K] and Q [D, K], float32 (float64 if g is).
-    """
-    wide = jnp.float64 if g.dtype == jnp.float64 else jnp.float32
-    nothing = jnp.zeros((v.shape[1], g.shape[1]), wide)
-
-    def mm(x, y, contract=(1, 0)):
-        return dot(x, y, contract, operand_dtype=operand_dtype, precision=precision)
-
-    t = _terms(a, g, k, v, a, b, nothing, count, reset_state, operand_dtype, precision)
-    q = _start_of_last(nothing, reset_state, t.masks) * t.decays.whole
-    q = q + mm(t.u, t.b_out, (0, 0)) + mm(v, t.k_out, (0, 0))
-    row, col = _indices(g.shape[1])
-    diagonal = jnp.where(row == col, jnp.broadcast_to(t.decays.whole, row.shape), 0)
-    a_in = _keep(t.masks.from_start, t.a_in)
-    return _keep(t.masks.survives, diagonal) + mm(a_in, mm(t.inverse, t.b_out, (0, 0)), (0, 0)), q
-
-
 def chunk_backward(
     r: jax.Array,
     g: jax.Array,

@@ -1,12 +1,14 @@
 """What a run computes: the same as a loop written by hand, in every layout."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from jaxlab import ensemble, stats
+from jaxlab import ensemble, nets, stats
 from jaxlab.ensemble.experiment import inspect
 from jaxlab.ensemble.groups import Placement
 from jaxlab.ensemble.members import check_key, make_members
@@ -203,6 +205,47 @@ def test_a_second_mesh_axis_is_legal(regression, cpu_devices, shape):
         ensemble.run(regression(), mesh=mesh, mode="exact", **RUN)
     with pytest.raises(ValueError, match='axis "members"'):
         ensemble.run(regression(), mesh=Mesh(devices, ("a", "b")), **RUN)
+
+
+def test_explicit_axes_of_a_mesh_ask_nothing_of_an_experiment(regression, cpu_devices):
+    mesh = jax.make_mesh((2,), ("members",), devices=cpu_devices[:2])
+    assert mesh.axis_types == (AxisType.Explicit,)
+    assert ensemble.run(regression(), mesh=mesh, **RUN).identical(
+        ensemble.run(regression(), mesh=Mesh(np.array(cpu_devices[:2]), ("members",)), **RUN)
+    )
+
+
+def test_a_state_spread_over_a_second_axis_stays_spread(cpu_devices, tmp_path):
+    """What an update spreads is not gathered between calls, and resumes as it lay."""
+
+    def init(key, hparams):
+        return {"w": jax.random.normal(key, (64, 32))}
+
+    def update(state):
+        w = nets.constrain_fsdp(state["w"] * 0.5 + 1.0)
+        return {"w": w}, {"sum": w.sum()}
+
+    placements, advance = [], Placement.advance
+
+    def watched(self, rows, every):
+        table = advance(self, rows, every)
+        placements.append({x.state["w"].sharding.shard_shape((2, 64, 32)) for x in self._groups})
+        return table
+
+    experiment = ensemble.Experiment(init, update)
+    options = {"seeds": 2, "progress": False}
+    mesh = Mesh(
+        np.array(cpu_devices[:2]).reshape(1, 2),
+        ("members", "data"),
+        axis_types=(AxisType.Auto,) * 2,
+    )
+    alone = ensemble.run(experiment, steps=6, **options)
+    with mock.patch.object(Placement, "advance", watched):
+        first = ensemble.run(experiment, steps=3, mesh=mesh, checkpoint=tmp_path, **options)
+        whole = ensemble.run(experiment, steps=6, mesh=mesh, checkpoint=tmp_path, **options)
+    assert all(shapes == {(2, 32, 32)} for shapes in placements) and len(placements) > 2
+    np.testing.assert_allclose(first["sum"], alone["sum"][..., :3], rtol=1e-5)
+    np.testing.assert_allclose(whole["sum"], alone["sum"], rtol=1e-5)
 
 
 def test_out_of_memory_halves_the_microbatch(regression, monkeypatch, capsys):

@@ -22,9 +22,12 @@ def test_polyak_after_n_steps_forgets_geometrically():
     np.testing.assert_allclose(target, 1 - 0.9**10, rtol=1e-6)
 
 
-def test_polyak_keeps_dtype():
-    half = {"w": jnp.ones((2,), jnp.bfloat16)}
-    assert nets.polyak(half, half, jnp.float32(0.1))["w"].dtype == jnp.bfloat16
+def test_polyak_keeps_dtypes_and_whole_numbers():
+    target = {"w": jnp.array([4.0], jnp.bfloat16), "n": jnp.int32(3)}
+    online = {"w": jnp.array([8.0], jnp.float32), "n": jnp.int32(9)}
+    moved = jax.vmap(nets.polyak, (None, None, 0))(target, online, jnp.array([0.0, 0.25]))
+    np.testing.assert_array_equal(moved["w"].astype(jnp.float32), [[4.0], [5.0]])
+    assert moved["w"].dtype == jnp.bfloat16 and moved["n"].tolist() == [3, 3]
 
 
 def test_tree_where_selects_along_leading_axes():

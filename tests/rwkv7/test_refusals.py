@@ -225,7 +225,7 @@ def entry(begin, end, shape=(2,), dtype="F32"):
         (header({"a": entry(0, 8) | {"shape": [-2]}}), "describes 'a' wrongly"),
         (header({"a": entry(0, 8) | {"shape": [2.0]}}), "describes 'a' wrongly"),
         (header({"a": entry(0, 8) | {"data_offsets": [0]}}), "describes 'a' wrongly"),
-        (header({"a": entry(0, 8, dtype="I32")}, bytes(8)), "'a' is I32, expected one of F64"),
+        (header({"a": entry(0, 8, dtype="I32")}, bytes(8)), "'a' is I32, expected one of float64"),
         (header({"a": entry(0, 4)}, bytes(4)), "has 4 bytes, expected 8 for F32[2]"),
         (header({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12)), "overlap"),
         (header({"a": entry(4, 12)}, bytes(12)), "gaps"),

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab import values
+from jaxlab import nets, values
 from jaxlab.types import Transition
 from jaxlab.values import Support, ValueHead
 
@@ -63,7 +63,7 @@ def test_every_head_solves_a_chain(head):
         gradient, _ = jax.grad(loss, has_aux=True)(params)
         velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
         params = jax.tree.map(lambda p, v: p - 0.1 * v, params, velocity)
-        return (params, values.ema_update(target, params, 0.1), velocity), None
+        return (params, nets.polyak(target, params, 0.1), velocity), None
 
     start = (params, params, jax.tree.map(jnp.zeros_like, params))
     (params, _, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, None, length=1500))(start)

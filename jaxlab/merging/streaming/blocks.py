@@ -15,7 +15,7 @@ from jaxlab.merging.operators import Layout
 from jaxlab.merging.randomness import RANDOM_BLOCK
 from jaxlab.merging.streaming.checkpoint import Source
 from jaxlab.merging.streaming.errors import MergeError
-from jaxlab.merging.streaming.layout import DTYPES
+from jaxlab.safetensors import DTYPES
 
 BLOCK = RANDOM_BLOCK  # elements; fixed, so that the result does not depend on the memory
 _SMALLEST = 1 << 10
@@ -99,12 +99,12 @@ class StreamLeaf:
         if pending is not None:
             self._write(*pending)
 
-    def derive(self, fn: BlockFn, *args: Any, **static: Any) -> "DerivedLeaf":
+    def derive(self, fn: BlockFn, *args: Any, **static: Any) -> "StreamScores":
         """See `Leaf`."""
-        return DerivedLeaf(self, self._spare, fn, args, static)
+        return StreamScores(self, self._spare, fn, args, static)
 
     def select(self, k: Any) -> None:
-        """See `Leaf`."""
+        """See `Scores`."""
 
     def repeat(self, steps: int, body: Callable[[Any, Any], Any], state: Any) -> Any:
         """See `Leaf`."""
@@ -160,15 +160,13 @@ class StreamLeaf:
         return out
 
 
-class DerivedLeaf:
+class StreamScores:
     """Scores of a streamed leaf, made again whenever they are asked for."""
-
-    has_base = False
 
     def __init__(self, parent: StreamLeaf, spare: int, fn: BlockFn, args: Any, static: Any):
         self._parent, self._fn, self._args, self._static = parent, fn, args, static
         self._spare = spare
-        self.size, self.columns, self.dtype = parent.size, parent.columns, parent.dtype
+        self.size, self.dtype = parent.size, parent.dtype
         self._program = _program(fn, _frozen(static), self.dtype, None, parent._aligned)
         first = next(iter(parent._blocks()))
         self.count = jax.eval_shape(self._program, *first, self.size, *args).shape[0]
@@ -196,11 +194,6 @@ class DerivedLeaf:
             flat = np.asarray(scores).reshape(self.count, -1)
             yield flat[:, : self.size - raw[2]]
 
-    def derive(self, fn: BlockFn, *args: Any, **static: Any) -> "DerivedLeaf":
-        """See `Leaf`."""
-        raise NotImplementedError("scores of scores")
-
-    emit = derive
     repeat = StreamLeaf.repeat
     repeat_until = StreamLeaf.repeat_until
 

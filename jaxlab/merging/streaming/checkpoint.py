@@ -10,10 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxlab.merging.streaming.errors import MergeError
-from jaxlab.merging.streaming.layout import CODES, TensorInfo, read_header
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from jaxlab.safetensors import (
+    CODES,
+    INDEX,
+    SINGLE,
+    SafetensorsError,
+    TensorInfo,
+    read_header,
+    read_index,
+)
 
 
 class Source(Protocol):
@@ -80,21 +85,28 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
 
     def __init__(self, folder: Path):
         self.folder = folder if folder.is_dir() else folder.parent
-        self.files = _files(folder)
-        self.tensors: dict[str, TensorInfo] = {}
+        self._descriptors: dict[Path, int] = {}
+        try:
+            self.files = _files(folder)
+            self.tensors = self._read_headers()
+            self._check_index(folder)
+        except SafetensorsError as error:
+            raise MergeError(str(error)) from error
+
+    def _read_headers(self) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
         for path in self.files:
             for name, info in read_header(path).items():
-                if name in self.tensors:
-                    raise MergeError(f"{folder}: {name} is in {self.tensors[name].path} and {path}")
-                self.tensors[name] = info
-        self._check_index(folder)
-        self._descriptors: dict[Path, int] = {}
+                if name in tensors:
+                    raise MergeError(f"{self.folder}: {name} is in {tensors[name].path} and {path}")
+                tensors[name] = info
+        return tensors
 
     def _check_index(self, folder: Path) -> None:
         index = folder / INDEX
         if not folder.is_dir() or not index.is_file():
             return
-        for name, file in _weight_map(index).items():
+        for name, file in read_index(index).items():
             info = self.tensors.get(name)
             if info is None or info.path.name != file:
                 raise MergeError(f"{index} says that {name} is in {file}, where it is not")
@@ -135,22 +147,10 @@ def _files(folder: Path) -> Sequence[Path]:
     if not folder.is_dir():
         raise MergeError(f"{folder} is neither a folder nor a file")
     if (folder / INDEX).is_file():
-        files = sorted(set(_weight_map(folder / INDEX).values()))
-        for file in files:
-            if not (folder / file).is_file():
-                raise MergeError(f"{folder / INDEX} names {file}, which does not exist")
-        return [folder / file for file in files]
+        return [folder / file for file in sorted(set(read_index(folder / INDEX).values()))]
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         raise MergeError(f"{folder} holds no safetensors file")
     return found
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in weights.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MergeError(f"{index} is damaged: it has no weight_map") from error

@@ -8,10 +8,10 @@ from jaxlab.merging.operators import Operator
 from jaxlab.merging.registry import METHODS
 from jaxlab.merging.streaming.errors import MergeError
 from jaxlab.merging.streaming.layers import Layers, arrange
-from jaxlab.merging.streaming.layout import FLOATING
 from jaxlab.merging.streaming.parameters import check_names, coefficients
 from jaxlab.merging.streaming.recipe import OutputSlice, Recipe, SourceSlice
 from jaxlab.merging.streaming.settings import resolve
+from jaxlab.safetensors import FLOATING
 
 _LARGEST = 2**31 - 1  # positions within a tensor are 32-bit
 

@@ -15,11 +15,11 @@ from jaxlab.merging.randomness import leaf_key
 from jaxlab.merging.streaming.blocks import BLOCK, Sink, StreamLeaf
 from jaxlab.merging.streaming.checkpoint import ArraySource, Checkpoint, Source
 from jaxlab.merging.streaming.errors import MergeError
-from jaxlab.merging.streaming.layout import DTYPES
 from jaxlab.merging.streaming.plan import Plan, TensorPlan, make_plan
 from jaxlab.merging.streaming.recipe import Recipe
 from jaxlab.merging.streaming.writer import Output, digest, lay_out
 from jaxlab.merging.trees import leaf_path
+from jaxlab.safetensors import DTYPES
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _NOT_COPIED = {"model.safetensors.index.json", "config.json", "pytorch_model.bin.index.json"}

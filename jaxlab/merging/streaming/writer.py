@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.merging.streaming.checkpoint import INDEX, SINGLE
 from jaxlab.merging.streaming.errors import MergeError
-from jaxlab.merging.streaming.layout import DTYPES, encode_header
 from jaxlab.merging.streaming.plan import TensorPlan
+from jaxlab.safetensors import DTYPES, INDEX, SINGLE, encode_header
 
 _JOURNAL = "merge.journal"
 _SYNC_BYTES, _SYNC_SECONDS = 256 << 20, 2.0  # what a resumed merge does again at most

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxlab.files import atomic
 from jaxlab.rwkv7.checkpoints.names import (
     LEARNED_STATE,
     entries,
@@ -21,14 +22,14 @@ from jaxlab.rwkv7.checkpoints.names import (
 )
 from jaxlab.rwkv7.checkpoints.pth import read_pth, write_pth
 from jaxlab.rwkv7.checkpoints.safetensors import read_safetensors, write_safetensors
-from jaxlab.rwkv7.checkpoints.tensors import CheckpointError, Tensor, atomic
+from jaxlab.rwkv7.checkpoints.tensors import CheckpointError, Tensor
 from jaxlab.rwkv7.config import Config, Ranks
 from jaxlab.rwkv7.initialization import Params
 from jaxlab.rwkv7.state import State
+from jaxlab.safetensors import INDEX, SINGLE, SafetensorsError, read_index
 
 FORMATS = ("pth", "safetensors", "fla")
 _OFFICIAL_EPS = 64e-5
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load(path: str | Path, *, dtype: Any = jnp.bfloat16, param_dtype: Any = None) -> tuple[
@@ -218,9 +219,9 @@ def save(path: str | Path, params: Params, config: Config, *, format: str | None
         write_safetensors(path, tensors)
     else:
         path.mkdir(exist_ok=True)
-        write_safetensors(path / _WEIGHTS, tensors)
-        with atomic(path / "config.json") as file:
-            file.write(json.dumps(_fla_config(config), indent=2).encode())
+        write_safetensors(path / SINGLE, tensors)
+        with atomic(path / "config.json") as temporary:
+            temporary.write_text(json.dumps(_fla_config(config), indent=2))
 
 
 def _fla_config(config: Config) -> dict[str, Any]:
@@ -291,23 +292,17 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_folder(path: Path) -> dict[str, Tensor]:
-    if (path / _WEIGHTS).exists():
-        return read_safetensors(path / _WEIGHTS)
-    index = path / _INDEX
+    if (path / SINGLE).exists():
+        return read_safetensors(path / SINGLE)
+    index = path / INDEX
     if not index.exists():
-        raise CheckpointError(f"{path}: neither {_WEIGHTS} nor {_INDEX} is in this folder")
+        raise CheckpointError(f"{path}: neither {SINGLE} nor {INDEX} is in this folder")
     try:
-        shards = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(shards.values()))
-        if not all(Path(name).name == name for name in files):
-            raise ValueError("a shard is outside the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of shards ({error})") from error
-    absent = [name for name in files if not (path / name).exists()]
-    if absent:
-        raise CheckpointError(f"{path}: the shard {absent[0]} is missing")
+        shards = read_index(index)
+    except SafetensorsError as error:
+        raise CheckpointError(str(error)) from error
     tensors: dict[str, Tensor] = {}
-    for name in files:
+    for name in sorted(set(shards.values())):
         tensors |= read_safetensors(path / name)
     lost = [name for name in shards if name not in tensors]
     if lost:

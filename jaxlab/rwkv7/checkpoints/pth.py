@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.rwkv7.checkpoints.tensors import FLOATS, CheckpointError, Tensor, atomic, contiguous
+from jaxlab.files import atomic
+from jaxlab.rwkv7.checkpoints.tensors import FLOATS, CheckpointError, Tensor, contiguous
 
 _STORAGES = {
     "DoubleStorage": FLOATS["float64"],
@@ -195,7 +196,10 @@ def write_pth(path: Path, tensors: Mapping[str, Tensor]) -> None:
         path: the file; replaced only once complete.
         tensors: by name.
     """
-    with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        atomic(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
 
         def add(name: str, content: bytes) -> None:
             # A fixed date: the same tensors make the same bytes.
