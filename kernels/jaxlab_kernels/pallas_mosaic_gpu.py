@@ -9,7 +9,6 @@ every row, or a sum over rows, is a product with a matrix of 0 and 1, and a floa
 of products of bfloat16 pieces. A reset to zero masks pairs and scales factors by 0.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -18,10 +17,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxlab_kernels import algebra, calls, compat
+from jaxlab_kernels import calls, compat
+from jaxlab_kernels.mosaic_gpu_tiles import SIZE, Masks, Shared, keep, marks_of, pieces
 
-SIZE = 64  # chunk, K and D
-LAYOUT = plgpu.Layout.WGMMA
 FORWARD_TILES = ("r", "k", "v", "a", "b", "r_mid", "k_mid", "a_mid", "b_mid", "state", "u")
 BACKWARD_TILES = (*FORWARD_TILES, "dy", "dstate", "inverse", "dz")
 PIECES = ("p0", "p1", "p2", "p3")
@@ -71,7 +69,7 @@ def forward(
         rest = list(refs)
         marks = None if count is None else rest.pop(0)
         y, last, *saved = rest
-        smem = _Shared(shared, interpret)
+        smem = Shared(shared, interpret)
         i, head = lax.axis_index("batch"), lax.axis_index("head")
 
         def body(n, state):
@@ -84,12 +82,12 @@ def forward(
             smem.put(state=state)
             for ref in saved:
                 smem.send("state", ref.at[i, n, head])
-            masks = _Masks(smem, has_resets=marks is not None)
+            masks = Masks(smem, has_resets=marks is not None)
             decays = _write_factors(smem, masks)
             _write_solution(smem, masks)
             smem.put(
-                p0=_keep(masks.lower(), smem.product(("r_mid", "b_mid.T"))),
-                p1=_keep(masks.lower(), smem.product(("r_mid", "k_mid.T"))),
+                p0=keep(masks.lower(), smem.product(("r_mid", "b_mid.T"))),
+                p1=keep(masks.lower(), smem.product(("r_mid", "k_mid.T"))),
             )
             smem.put(p2=smem.product(("r", "state.T"), ("p0", "u"), ("p1", "v")))
             smem.send("p2", y.at[i, rows, head])
@@ -136,7 +134,7 @@ def backward(
         rest = list(refs)
         marks = None if count is None else rest.pop(0)
         dr, dg, dk, dv, da, db, ds0 = rest
-        smem = _Shared(shared, interpret)
+        smem = Shared(shared, interpret)
         i, head = lax.axis_index("batch"), lax.axis_index("head")
 
         def body(step, dstate):
@@ -150,7 +148,7 @@ def backward(
             smem.fetch("tiles", sources)
             targets = {"r": dr, "g": dg, "k": dk, "v": dv, "a": da, "b": db}
             targets = {name: x.at[i, rows, head] for name, x in targets.items()}
-            masks = _Masks(smem, has_resets=marks is not None)
+            masks = Masks(smem, has_resets=marks is not None)
             return _chunk_backward(smem, masks, dstate, targets)
 
         smem.fetch("one", {"g": ds1.at[i, head]})
@@ -177,7 +175,7 @@ def _operands(inputs, *others) -> list[jax.Array]:
     """Inputs in the dtypes of their tiles; then others; marks instead of counts."""
     tiles = [x.astype(jnp.float32 if i == 1 else jnp.bfloat16) for i, x in enumerate(inputs)]
     *states, count = others
-    return [*tiles, *states, *([] if count is None else [_marks(count)])]
+    return [*tiles, *states, *([] if count is None else [marks_of(count)])]
 
 
 def _call(kernel, grid, outputs, operands, tiles, arrivals, count, interpret):
@@ -205,165 +203,10 @@ def _call(kernel, grid, outputs, operands, tiles, arrivals, count, interpret):
     return [lax.pcast(x, axes, to="varying") if axes else x for x in results]
 
 
-class _Shared:
-    """Tiles in shared memory, by name; "x.T" is tile x read transposed.
-
-    Every write is fenced on both sides: the warps of the group may be a step apart, and both matrix
-    instructions and copies read shared memory on their own.
-    """
-
-    def __init__(self, refs: dict[str, Any], interpret: bool):
-        self.refs = refs
-        self.interpret = interpret
-
-    def read(self, name: str) -> jax.Array:
-        return self.refs[name][...]
-
-    def fetch(self, barrier: str, sources: dict[str, Any]) -> None:
-        plgpu.commit_smem()
-        for name, source in sources.items():
-            plgpu.copy_gmem_to_smem(source, self.refs[name], self.refs[barrier])
-        plgpu.barrier_wait(self.refs[barrier])
-
-    def send(self, name: str, target) -> None:
-        plgpu.copy_smem_to_gmem(self.refs[name], target)
-        plgpu.wait_smem_to_gmem(0)
-
-    def put(self, **values: jax.Array) -> None:
-        plgpu.commit_smem()
-        for name, value in values.items():
-            self.refs[name][...] = value.astype(self.refs[name].dtype)
-        plgpu.commit_smem()
-
-    def product(self, *pairs: tuple[str, str]) -> jax.Array:
-        """Sum of matrix products of tiles, float32."""
-        if self.interpret:  # the interpreter knows no transposed operands of `wgmma`
-            return functools.reduce(jnp.add, (self._product_of_values(*pair) for pair in pairs))
-
-        def operand(name):
-            ref = self.refs[name.removesuffix(".T")]
-            return ref.transpose((1, 0)) if name.endswith(".T") else ref
-
-        def accumulate(sums):
-            for left, right in pairs:
-                plgpu.wgmma(sums, operand(left), operand(right))
-            return sums[...]
-
-        return pl.run_scoped(accumulate, plgpu.ACC((SIZE, SIZE), jnp.float32))
-
-    def _product_of_values(self, left: str, right: str) -> jax.Array:
-        contract = (0 if left.endswith(".T") else 1, 1 if right.endswith(".T") else 0)
-        x, y = (self.read(name.removesuffix(".T")) for name in (left, right))
-        return algebra.dot(x, y, contract, operand_dtype=jnp.float32)
-
-    def select(self, masks: list[jax.Array], x: jax.Array) -> list[jax.Array]:
-        """Products of 0-1 matrices with one float32 tile, as exact as float32 sums."""
-        self.put(**dict(zip(("p1", "p2", "p3"), _pieces(x, 3))))
-        results = []
-        for mask in masks:
-            self.put(p0=jnp.where(mask, jnp.float32(1), jnp.float32(0)))
-            results.append(self.product(("p0", "p1"), ("p0", "p2"), ("p0", "p3")))
-        return results
-
-
-def _pieces(x: jax.Array, count: int) -> list[jax.Array]:
-    """Float32 as a sum of bfloat16 pieces, 8 bits each."""
-    pieces = []
-    for _ in range(count):
-        pieces.append(x.astype(jnp.bfloat16))
-        x = x - pieces[-1].astype(jnp.float32)
-    return pieces
-
-
-def _keep(mask: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.where(mask, x, jnp.float32(0))
-
-
-JOINED, FROM_START, TO_END, SURVIVES, COLUMN_TO_END = 1, 2, 4, 8, 16
-
-
-def _marks(count: jax.Array) -> jax.Array:
-    """What resets do to every pair (t, s) of a chunk's rows, as bits; [B, T / 64, 64, 64].
-
-    Bits: no reset between t and s, the incoming state reaches t, t reaches the outgoing state, the
-    incoming state reaches the outgoing one, s reaches the outgoing state. Exact in bfloat16.
-    """
-    count = count.reshape(count.shape[0], -1, SIZE)
-    row, col, last = count[..., :, None], count[..., None, :], count[..., -1:, None]
-    bits = (
-        (JOINED, row == col),
-        (FROM_START, row == 0),
-        (TO_END, row == last),
-        (SURVIVES, last == 0),
-        (COLUMN_TO_END, col == last),
-    )
-    marks = functools.reduce(jnp.add, (jnp.where(holds, bit, 0) for bit, holds in bits))
-    return marks.astype(jnp.bfloat16)
-
-
-class _Masks:
-    """Boolean [64, 64] tiles, t down and s across, evaluated where they are used."""
-
-    def __init__(self, smem: _Shared, has_resets: bool):
-        self.smem, self.has_resets = smem, has_resets
-
-    def index(self, axis: int) -> jax.Array:
-        index = lax.broadcasted_iota(jnp.int32, (SIZE, SIZE), axis)
-        return index if self.smem.interpret else plgpu.layout_cast(index, LAYOUT)
-
-    def _has(self, bit: int) -> jax.Array:
-        marks = self.smem.read("marks").astype(jnp.float32).astype(jnp.int32)
-        return (marks & bit) != 0
-
-    def _joined(self, mask: jax.Array) -> jax.Array:
-        return mask & self._has(JOINED) if self.has_resets else mask
-
-    def _keep(self, bit: int, x: jax.Array) -> jax.Array:
-        return _keep(self._has(bit), x) if self.has_resets else x
-
-    def before(self) -> jax.Array:
-        """s <= t, whatever lies between."""
-        return self.index(0) >= self.index(1)
-
-    def first_half(self) -> jax.Array:
-        return self.index(1) <= (SIZE - 1) // 2
-
-    def strict(self) -> jax.Array:
-        """s < t with no reset in between; `lower` has s = t too; "_t" are transposes."""
-        return self._joined(self.index(0) > self.index(1))
-
-    def lower(self) -> jax.Array:
-        return self._joined(self.index(0) >= self.index(1))
-
-    def strict_t(self) -> jax.Array:
-        return self._joined(self.index(0) < self.index(1))
-
-    def lower_t(self) -> jax.Array:
-        return self._joined(self.index(0) <= self.index(1))
-
-    def columns_to_end(self) -> jax.Array:
-        return self._has(COLUMN_TO_END) if self.has_resets else self.everything()
-
-    def everything(self) -> jax.Array:
-        return self.index(0) >= 0
-
-    def from_start(self, x: jax.Array) -> jax.Array:
-        """Keep the rows that the incoming state reaches."""
-        return self._keep(FROM_START, x)
-
-    def to_end(self, x: jax.Array) -> jax.Array:
-        """Keep the rows that reach the outgoing state."""
-        return self._keep(TO_END, x)
-
-    def survives(self, x: jax.Array) -> jax.Array:
-        """Keep everything if the incoming state reaches the outgoing one."""
-        return self._keep(SURVIVES, x)
-
-
 class _Decays:
     """As in `algebra`, [64, 64], evaluated where they are used: registers cannot hold them all."""
 
-    def __init__(self, smem: _Shared, masks: _Masks):
+    def __init__(self, smem: Shared, masks: Masks):
         """Write the cumulative sums of the chunk's log-decays to shared memory."""
         self.read_tile, self.masks = smem.read, masks
         c, ref, c_state, c_last = smem.select(
@@ -396,7 +239,7 @@ class _Decays:
         return self.masks.survives(jnp.exp(self.read_tile("c_last")))
 
 
-def _write_factors(smem: _Shared, masks: _Masks) -> _Decays:
+def _write_factors(smem: Shared, masks: Masks) -> _Decays:
     """Replace r, k, a, b by the factors that meet a state; write those that meet each other."""
     decays = _Decays(smem, masks)
     for name, centred, whole in (
@@ -410,7 +253,7 @@ def _write_factors(smem: _Shared, masks: _Masks) -> _Decays:
     return decays
 
 
-def _inverse(smem: _Shared, masks: _Masks, m: jax.Array) -> jax.Array:
+def _inverse(smem: Shared, masks: Masks, m: jax.Array) -> jax.Array:
     """(I - m)^-1 by `algebra.ladder_inverse`, with operands of two pieces."""
     row, col = masks.index(0), masks.index(1)
     inverse = jnp.where(row == col, jnp.float32(1), jnp.float32(0))
@@ -418,28 +261,28 @@ def _inverse(smem: _Shared, masks: _Masks, m: jax.Array) -> jax.Array:
         shift = jnp.full_like(row, level)
         block_row = lax.shift_right_logical(row, shift)
         block_col = lax.shift_right_logical(col, shift)
-        below = _keep((block_row == block_col + 1) & ((block_row & 1) == 1), m)
+        below = keep((block_row == block_col + 1) & ((block_row & 1) == 1), m)
         if level == 0:
             inverse = inverse + below
             continue
-        left, right = _pieces(below, 2), _pieces(inverse, 2)
+        left, right = pieces(below, 2), pieces(inverse, 2)
         smem.put(p0=left[0], p1=left[1], p2=right[0], p3=right[1])
-        step = _pieces(smem.product(("p1", "p2"), ("p0", "p3"), ("p0", "p2")), 2)
+        step = pieces(smem.product(("p1", "p2"), ("p0", "p3"), ("p0", "p2")), 2)
         smem.put(p0=step[0], p1=step[1])
         inverse = inverse + smem.product(("p3", "p0"), ("p2", "p1"), ("p2", "p0"))
     return inverse
 
 
-def _write_solution(smem: _Shared, masks: _Masks, keep_inverse: str = "p1") -> None:
+def _write_solution(smem: Shared, masks: Masks, keep_inverse: str = "p1") -> None:
     """Solve for u, the states as the removal keys read them; leaves the inverse as a tile too."""
-    inverse = _inverse(smem, masks, _keep(masks.strict(), smem.product(("a_mid", "b_mid.T"))))
-    smem.put(p0=_keep(masks.strict(), smem.product(("a_mid", "k_mid.T"))))
+    inverse = _inverse(smem, masks, keep(masks.strict(), smem.product(("a_mid", "b_mid.T"))))
+    smem.put(p0=keep(masks.strict(), smem.product(("a_mid", "k_mid.T"))))
     z = smem.product(("a", "state.T"), ("p0", "v"))
     smem.put(**{keep_inverse: inverse, "p2": z})
     smem.put(u=smem.product((keep_inverse, "p2")))
 
 
-def _chunk_backward(smem: _Shared, masks: _Masks, dstate, targets) -> jax.Array:
+def _chunk_backward(smem: Shared, masks: Masks, dstate, targets) -> jax.Array:
     """`algebra.chunk_backward` on one chunk's tiles; returns the incoming state's cotangent."""
     decays = _write_factors(smem, masks)
     _write_solution(smem, masks, keep_inverse="inverse")
@@ -452,34 +295,34 @@ def _chunk_backward(smem: _Shared, masks: _Masks, dstate, targets) -> jax.Array:
         smem.send("p2", targets[name])
 
     # A product's transpose is the product of its operands the other way round.
-    smem.put(p0=_keep(masks.lower_t(), smem.product(("b_mid", "r_mid.T"))), dstate=dstate)
+    smem.put(p0=keep(masks.lower_t(), smem.product(("b_mid", "r_mid.T"))), dstate=dstate)
     smem.put(p2=smem.product(("p0", "dy"), ("b", "dstate.T")))
     smem.put(
         dz=smem.product(("inverse.T", "p2")),
-        p0=_keep(masks.lower_t(), smem.product(("k_mid", "r_mid.T"))),
-        p1=_keep(masks.strict_t(), smem.product(("k_mid", "a_mid.T"))),
+        p0=keep(masks.lower_t(), smem.product(("k_mid", "r_mid.T"))),
+        p1=keep(masks.strict_t(), smem.product(("k_mid", "a_mid.T"))),
     )
     send("v", smem.product(("p0", "dy"), ("k", "dstate.T"), ("p1", "dz")))
 
     smem.put(
-        p0=_keep(masks.strict(), smem.product(("dz", "u.T"))),
-        p1=_keep(masks.strict(), smem.product(("dz", "v.T"))),
+        p0=keep(masks.strict(), smem.product(("dz", "u.T"))),
+        p1=keep(masks.strict(), smem.product(("dz", "v.T"))),
     )
     middle, edge = smem.product(("p0", "b_mid"), ("p1", "k_mid")), smem.product(("dz", "state"))
     de = wide("a_mid") * middle + wide("a") * edge
     send("a", edge * decays.read() + middle * decays.centred_read())
 
     smem.put(
-        p0=_keep(masks.lower(), smem.product(("dy", "u.T"))),
-        p1=_keep(masks.lower(), smem.product(("dy", "v.T"))),
+        p0=keep(masks.lower(), smem.product(("dy", "u.T"))),
+        p1=keep(masks.lower(), smem.product(("dy", "v.T"))),
     )
     middle, edge = smem.product(("p0", "b_mid"), ("p1", "k_mid")), smem.product(("dy", "state"))
     total = de + wide("r_mid") * middle + wide("r") * edge
     send("r", edge * decays.out() + middle * decays.centred_out())
 
     smem.put(
-        p0=_keep(masks.strict_t(), smem.product(("u", "dz.T"))),
-        p1=_keep(masks.lower_t(), smem.product(("u", "dy.T"))),
+        p0=keep(masks.strict_t(), smem.product(("u", "dz.T"))),
+        p1=keep(masks.lower_t(), smem.product(("u", "dy.T"))),
     )
     middle, edge = smem.product(("p0", "a_mid"), ("p1", "r_mid")), smem.product(("u", "dstate"))
     written = wide("b") * edge
@@ -487,8 +330,8 @@ def _chunk_backward(smem: _Shared, masks: _Masks, dstate, targets) -> jax.Array:
     send("b", edge * decays.write() + middle * decays.centred_write())
 
     smem.put(
-        p0=_keep(masks.strict_t(), smem.product(("v", "dz.T"))),
-        p1=_keep(masks.lower_t(), smem.product(("v", "dy.T"))),
+        p0=keep(masks.strict_t(), smem.product(("v", "dz.T"))),
+        p1=keep(masks.lower_t(), smem.product(("v", "dy.T"))),
     )
     middle, edge = smem.product(("p0", "a_mid"), ("p1", "r_mid")), smem.product(("v", "dstate"))
     written = written + wide("k") * edge
