@@ -1,4 +1,8 @@
-"""Strict numerics for every test: no silent dtype or rank promotion; two CPU devices."""
+"""Strict numerics for every test: no silent dtype or rank promotion; two CPU devices.
+
+Most of the time goes into compiling small programs, so they are compiled without optimisations;
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` compiles them as users do, as CI does once.
+"""
 
 import atexit
 import os
@@ -6,6 +10,7 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Many tests compile the same small programs, some in processes of their own: once is enough.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

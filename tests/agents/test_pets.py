@@ -72,6 +72,7 @@ def best_return(start=-0.5):
     return total
 
 
+@pytest.mark.slow
 def test_learns_to_reach_a_goal():
     states, metrics, result = run()
     # A point that stays where it starts gets -10, the best controller -0.9.

@@ -42,6 +42,7 @@ def test_bits_per_byte_at_the_start_are_those_of_a_guess(lm):
     assert 8.0 < bits < 9.0
 
 
+@pytest.mark.slow
 def test_devices_may_share_a_member(lm):
     config = replace(lm.PRESETS["smoke"], mode="fast")
     text = lm.standard_library(20_000)

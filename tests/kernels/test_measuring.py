@@ -35,6 +35,7 @@ def test_roofline_of_the_reference_shape():
     assert bench.roofline_ms(workload, "cpu") is None
 
 
+@pytest.mark.slow
 def test_bench_prints_a_row_for_each(capsys):
     sizes = ["--batch", "1", "--length", "32", "--heads", "1", "--width", "24"]
     assert bench.main([*sizes, "--chunk", "16", "--repeats", "2", "--no-peers"]) == 0

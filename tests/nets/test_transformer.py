@@ -143,6 +143,7 @@ def test_start_and_decay_mask():
     assert decayed == {"emb", "head", *(f"blocks.{n}" for n in ("qkv", "out", "up", "down"))}
 
 
+@pytest.mark.slow
 def test_it_learns_and_vmaps_over_seeds(config):
     """The next token is the one before the last: needs attention, not position-wise maps."""
     tokens = jnp.tile(jax.random.randint(jax.random.key(5), (16, 2), 0, 19), (1, 6))

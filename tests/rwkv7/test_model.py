@@ -196,6 +196,7 @@ def test_gradient_matches_finite_differences_of_numpy(params, config, tokens, we
     np.testing.assert_allclose(got, want, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_ensemble_that_recomputes_blocks_is_a_loop_that_does_not(
     config, params, make_params, tokens
 ):
