@@ -26,8 +26,9 @@ class Member:
 
 def finite(tree) -> Bool[Array, ""]:
     """Whether every float leaf is finite."""
-    leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if is_float(x)]
-    return jnp.stack(leaves).all() if leaves else jnp.array(True)
+    # The largest magnitude, NaN if any is, costs a CPU less than `isfinite(x).all()`.
+    leaves = [jnp.abs(x).max(initial=0) for x in jax.tree.leaves(tree) if is_float(x)]
+    return jnp.stack([x < jnp.inf for x in leaves]).all() if leaves else jnp.array(True)
 
 
 def start(experiment: Experiment, base: Array, seed: Array, hparams: Any) -> Member:
