@@ -106,13 +106,16 @@ def test_a_dead_member_harms_nobody_and_is_named(regression, mode, capsys):
     assert "toy: 3 of 6 members went non-finite: poison=17, seed=0 died at step 17" in said
 
 
-def test_one_dead_among_many_is_frozen_where_it_was():
+def test_one_dead_among_many_is_frozen_where_it_was(tmp_path):
     experiment = ensemble.Experiment(
         lambda key, h: {"x": jnp.float32(0), "bad": h["bad"]},
         lambda s: ({**s, "x": jnp.where(s["x"] == s["bad"], jnp.inf, s["x"] + 1)}, {"x": s["x"]}),
     )
-    data = ensemble.run(experiment, steps=5, seeds=1, grid={"bad": [9.0, 2.0]}, progress=False)
+    options = {"grid": {"bad": [9.0, 2.0]}, "checkpoint": tmp_path, "progress": False}
+    data = ensemble.run(experiment, steps=5, seeds=1, **options)
     np.testing.assert_array_equal(data.x[:, 0], [[0, 1, 2, 3, 4], [0, 1, np.nan, np.nan, np.nan]])
+    last = ensemble.states(tmp_path, experiment, {"bad": 0.0})
+    assert last["x"].tolist() == [5, 2]  # of the dead, the last state that was finite
     assert data.died_at.values.tolist() == [[-1], [3]]
 
 
