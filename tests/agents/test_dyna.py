@@ -126,6 +126,7 @@ def test_metrics_and_state_are_finite_and_keep_their_types(fit_loss):
     assert float(metrics[-1]["clip_fraction"]) == pytest.approx(0.05, abs=0.05)
 
 
+@pytest.mark.slow
 def test_value_gradient_arm_with_the_squared_error_alone_is_the_mse_arm():
     only_mse = (("value_coef", 0.0), ("reward_coef", 0.0), ("mse_coef", 1.0))
     weighted, _ = _run(fit_loss="value_gradient", hparams=only_mse)

@@ -136,6 +136,7 @@ def test_seeds_and_modes_of_propagation_differ():
     assert float(evaluate(first, key)["return"]) != float(redrawing(first, key)["return"])
 
 
+@pytest.mark.slow
 def test_members_under_vmap_are_members_alone():
     keys = jax.random.split(jax.random.key(5), 2)
     hparams = [{"sigma": 0.3}, {"sigma": 0.9}]

@@ -291,6 +291,7 @@ def _newest(directory):
     return max(names, default="")
 
 
+@pytest.mark.slow
 def test_two_kills(worker, tmp_path):
     killed_and_resumed(worker, tmp_path, 2)
 

@@ -56,6 +56,7 @@ def test_inverted_pendulum_spec():
     assert make("brax/inverted_pendulum", episode_length=RANDOM_LIFETIME).spec.random_return > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend, gain",
     [

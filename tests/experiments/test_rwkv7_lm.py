@@ -55,6 +55,7 @@ def test_devices_may_share_a_member(lm):
         replace(shared, mode="exact")
 
 
+@pytest.mark.slow
 def test_a_short_run_leaves_a_model_that_loads(lm, tmp_path):
     config = lm.PRESETS["smoke"]
     outcome = lm.run(config, directory=tmp_path, resume=True, progress=False)

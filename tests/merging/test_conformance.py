@@ -142,6 +142,7 @@ def test_the_table_covers_every_operator():
     assert {case.name for case in CASES} == set(METHODS)
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4), (1, 1)], ids=str)
 def test_any_shape_merges_to_that_shape_and_is_finite(case, shape):
@@ -151,6 +152,7 @@ def test_any_shape_merges_to_that_shape_and_is_finite(case, shape):
     assert np.isfinite(merged).all()
 
 
+@pytest.mark.slow
 @ALL
 def test_jit_changes_nothing(case):
     base, models = data(case)
@@ -255,6 +257,7 @@ def test_scaling_task_vectors_scales_the_merged_one(case):
     np.testing.assert_allclose(run(zero, 4 * deltas), 4 * run(zero, deltas), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @ALL
 def test_a_scanned_model_merges_as_the_unrolled_one(case):
     layers = [data(case, seed) for seed in range(3)]

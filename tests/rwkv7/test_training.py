@@ -20,6 +20,7 @@ def tokens():
     return (jnp.arange(4)[:, None] + jnp.arange(17)[None]) % 19  # each token tells the next
 
 
+@pytest.mark.slow
 def test_a_cycle_is_learnt(training):
     state = jax.jit(training.init)(jax.random.key(0))
     step = jax.jit(training.step)

@@ -176,6 +176,7 @@ def test_doubling_sigma_doubles_the_spread_and_keys_matter(name, key):
     np.testing.assert_array_equal(samples[2], first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_searches_under_vmap_are_searches_alone(name, key):
     planner, _ = compiled(name)

@@ -43,6 +43,7 @@ def _check_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_jit_equals_eager_and_vmap_equals_a_loop(name):
     fn = FUNCTIONS[name]

@@ -50,6 +50,7 @@ def member(tree, index):
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
+@pytest.mark.slow
 def test_fit_learns_and_reports(key):
     data, state = make_data(0), INIT(key, CONFIG, 2, 1)
     new = state
@@ -161,6 +162,7 @@ def test_a_linear_gaussian_system_is_recovered(key):
     np.testing.assert_allclose(np.mean(logvar[:, 0]), np.log(0.01), atol=0.1)
 
 
+@pytest.mark.slow
 def test_distractor_outputs_without_value_never_move(key):
     data, state = make_data(0), INIT(key, DETERMINISTIC, 2, 1)
     g = jnp.stack([data.next_obs[:, 0], jnp.zeros(CAPACITY)], axis=1)
