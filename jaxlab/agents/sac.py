@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -11,56 +11,29 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxlab import nets
-from jaxlab.agents import squashed_gaussian
+from jaxlab.agents import flat_critics, squashed_gaussian
+from jaxlab.agents.sac_config import ACTIVATIONS, SACConfig, SACHyperparams, hyperparams
 from jaxlab.types import Transition
+
+__all__ = [
+    "CriticHooks",
+    "SACConfig",
+    "SACHyperparams",
+    "SACState",
+    "act",
+    "act_with_log_prob",
+    "evaluated_critics",
+    "hyperparams",
+    "init",
+    "q_values",
+    "targets",
+    "update",
+    "update_many",
+]
 
 Metrics = dict[str, Float[Array, ""]]
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
 _ADAM = optax.scale_by_adam()
-
-
-@dataclasses.dataclass(frozen=True)
-class SACConfig:
-    """What fixes shapes and structure; hashable, closed over by jitted code."""
-
-    critics: int = 2
-    hidden: tuple[int, ...] = (256, 256)  # of the actor and of every critic
-    activation: Literal["relu", "silu", "tanh"] = "relu"
-    critic_layer_norm: bool = False
-    log_std_bounds: tuple[float, float] = (-5.0, 2.0)
-    auto_alpha: bool = True  # tune the temperature towards the target entropy
-    policy_every: int = 1  # critic updates per actor update in `update_many`
-    target_clip: tuple[float, float] | None = None  # bounds of the critics' targets
-
-    def __post_init__(self) -> None:
-        """Refuses impossible settings."""
-        for name in ("critics", "policy_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"activation: expected one of {sorted(_ACTIVATIONS)}, got {self.activation!r}"
-            )
-        if not self.log_std_bounds[0] < self.log_std_bounds[1]:
-            raise ValueError(f"log_std_bounds: expected low < high, got {self.log_std_bounds}")
-
-
-@flax.struct.dataclass
-class SACHyperparams:
-    """What one may sweep: traced scalars."""
-
-    actor_lr: Float[Array, ""]
-    critic_lr: Float[Array, ""]
-    alpha_lr: Float[Array, ""]
-    gamma: Float[Array, ""]
-    tau: Float[Array, ""]  # step of the target critics towards the critics
-    target_entropy: Float[Array, ""]  # nats
-    init_alpha: Float[Array, ""]
 
 
 @flax.struct.dataclass
@@ -68,58 +41,33 @@ class SACState:
     """Everything that SAC learns; N critics."""
 
     actor: nets.MLPParams
-    critics: nets.MLPParams  # every leaf [N, ...]
+    critics: nets.MLPParams  # every leaf [N, ...]; see `evaluated_critics`
     target_critics: nets.MLPParams  # every leaf [N, ...]
     log_alpha: Float[Array, ""]
     actor_opt: optax.OptState
     critic_opt: optax.OptState
     alpha_opt: optax.OptState
+    spectral: flat_critics.SpectralBound | None = None  # of the regulariser "spectral"
+
+
+class CriticHooks(NamedTuple):
+    """What other learners change in the critics' update; both may close over traced arrays.
+
+    A hook sees the batch as it was given, so that rows may carry more than a transition does.
+    """
+
+    # (batch [B], min_n Q'(s', a') [B]) -> the value to bootstrap from [B], before the entropy
+    bootstrap: Callable[[Transition, Float[Array, " B"]], Float[Array, " B"]] | None = None
+    # (online critics, batch [B]) -> scalar, added to the sum of the critics' losses
+    penalty: Callable[[nets.MLPParams, Transition], Float[Array, ""]] | None = None
+
+
+_NO_HOOKS = CriticHooks()
 
 
 class _Policy(NamedTuple):
     action: Float[Array, "B a"]
     log_prob: Float[Array, " B"]
-
-
-def hyperparams(
-    action_dim: int,
-    *,
-    actor_lr: float | Float[Array, ""] = 3e-4,
-    critic_lr: float | Float[Array, ""] = 3e-4,
-    alpha_lr: float | Float[Array, ""] = 3e-4,
-    gamma: float | Float[Array, ""] = 0.99,
-    tau: float | Float[Array, ""] = 0.005,
-    target_entropy: float | Float[Array, ""] | None = None,
-    init_alpha: float | Float[Array, ""] = 1.0,
-) -> SACHyperparams:
-    """Fills in the usual hyper-parameters.
-
-    Args:
-        action_dim: length a of an action.
-        actor_lr: Adam's rate for the actor.
-        critic_lr: Adam's rate for the critics.
-        alpha_lr: Adam's rate for log alpha.
-        gamma: discount factor per step.
-        tau: step of the target critics.
-        target_entropy: nats; None for -a.
-        init_alpha: first temperature, positive.
-
-    Returns:
-        float32 scalars.
-
-    Reference:
-        Haarnoja et al. 2018 (Soft Actor-Critic Algorithms and Applications), appendix D.
-    """
-    values = {
-        "actor_lr": actor_lr,
-        "critic_lr": critic_lr,
-        "alpha_lr": alpha_lr,
-        "gamma": gamma,
-        "tau": tau,
-        "target_entropy": -action_dim if target_entropy is None else target_entropy,
-        "init_alpha": init_alpha,
-    }
-    return SACHyperparams(**{name: jnp.asarray(v, jnp.float32) for name, v in values.items()})
 
 
 def init(
@@ -134,7 +82,7 @@ def init(
     Args:
         key: random key.
         config: structure.
-        hparams: only `init_alpha` is used.
+        hparams: only `init_alpha` and `spectral_beta` are used.
         obs_dim: length o of an observation.
         action_dim: length a of an action.
 
@@ -150,6 +98,10 @@ def init(
         layer_norm=config.critic_layer_norm,
     )
     log_alpha = jnp.log(hparams.init_alpha)
+    spectral = None
+    if config.critic_regulariser == "spectral":
+        vector_key = jax.random.fold_in(critic_key, config.critics)
+        spectral = flat_critics.spectral_bound(vector_key, critics, hparams.spectral_beta)
     return SACState(
         actor=actor,
         critics=critics,
@@ -158,7 +110,25 @@ def init(
         actor_opt=_ADAM.init(actor),
         critic_opt=_ADAM.init(critics),
         alpha_opt=_ADAM.init(log_alpha),
+        spectral=spectral,
     )
+
+
+def evaluated_critics(state: SACState) -> tuple[nets.MLPParams, nets.MLPParams]:
+    """Parameters with which the critics and the target critics are evaluated.
+
+    Args:
+        state: the agent.
+
+    Returns:
+        The agent's own, but for kernels that the regulariser "spectral" constrains.
+    """
+    bound = state.spectral
+    if bound is None:
+        return state.critics, state.target_critics
+    critics, _ = flat_critics.constrain(state.critics, bound.critics, bound.beta)
+    target, _ = flat_critics.constrain(state.target_critics, bound.target_critics, bound.beta)
+    return critics, target
 
 
 def act(
@@ -178,11 +148,28 @@ def act(
     Returns:
         Actions in [-1, 1].
     """
-    mean, log_std = _actor(state.actor, config, obs)
     if key is None:
-        return jnp.tanh(mean)
+        return jnp.tanh(_actor(state.actor, config, obs)[0])
+    return act_with_log_prob(state, config, obs, key)[0]
+
+
+def act_with_log_prob(
+    state: SACState, config: SACConfig, obs: Float[Array, "*b o"], key: Key[Array, ""]
+) -> tuple[Float[Array, "*b a"], Float[Array, "*b"]]:
+    """Samples actions from the stochastic policy.
+
+    Args:
+        state: the agent.
+        config: structure.
+        obs: observations with any leading axes.
+        key: random key.
+
+    Returns:
+        Actions in [-1, 1], and the log-density of each.
+    """
+    mean, log_std = _actor(state.actor, config, obs)
     noise = jax.random.normal(key, mean.shape, mean.dtype)
-    return squashed_gaussian.sample(mean, log_std, noise)[0]
+    return squashed_gaussian.sample(mean, log_std, noise)
 
 
 def q_values(
@@ -207,7 +194,7 @@ def q_values(
     # Copies of the narrow input, not a shared one: XLA would merge the critics' first layers to one
     # wide product and then transpose its wide output.
     x = jnp.broadcast_to(x[None], (count, *x.shape))
-    return nets.ensemble_apply(critics, x, _ACTIVATIONS[config.activation])[..., 0]
+    return nets.ensemble_apply(critics, x, ACTIVATIONS[config.activation])[..., 0]
 
 
 def targets(
@@ -216,6 +203,7 @@ def targets(
     noise: Float[Array, "B a"],
     config: SACConfig,
     hparams: SACHyperparams,
+    hooks: CriticHooks = _NO_HOOKS,
 ) -> Float[Array, " B"]:
     """Soft Bellman targets r + gamma (1 - terminated) (min_n Q'_n(s', a') - alpha log pi(a'|s')).
 
@@ -225,6 +213,7 @@ def targets(
         noise: standard normal draws for the next actions a'.
         config: structure.
         hparams: only `gamma` is used.
+        hooks: `bootstrap` may replace the critics' minimum.
 
     Returns:
         One target per row, clipped if the configuration says so.
@@ -236,8 +225,12 @@ def targets(
         A truncated episode goes on beyond its last row: it bootstraps.
     """
     following = _policy(state.actor, config, batch.next_obs, noise)
-    q = q_values(state.target_critics, config, batch.next_obs, following.action)
-    soft_value = jnp.min(q, axis=0) - jnp.exp(state.log_alpha) * following.log_prob
+    _, target_critics = evaluated_critics(state)
+    q = q_values(target_critics, config, batch.next_obs, following.action)
+    value = jnp.min(q, axis=0)
+    if hooks.bootstrap is not None:
+        value = hooks.bootstrap(batch, value)
+    soft_value = value - jnp.exp(state.log_alpha) * following.log_prob
     discount = hparams.gamma * (1 - batch.terminated.astype(soft_value.dtype))
     target = batch.reward + discount * soft_value
     if config.target_clip is not None:
@@ -251,6 +244,7 @@ def update(
     batch: Transition,
     config: SACConfig,
     hparams: SACHyperparams,
+    hooks: CriticHooks = _NO_HOOKS,
 ) -> tuple[SACState, Metrics]:
     """One gradient step of critics, actor and temperature, in this order.
 
@@ -260,6 +254,7 @@ def update(
         batch: transitions [B].
         config: structure; `policy_every` plays no role here.
         hparams: rates and targets.
+        hooks: changes of the critics' update.
 
     Returns:
         The new agent and scalar metrics.
@@ -268,7 +263,7 @@ def update(
         Haarnoja et al. 2018, algorithm 1.
     """
     noise = _noise(key, batch)
-    state, critic_metrics = _update_critics(state, batch, noise[0], config, hparams)
+    state, critic_metrics = _update_critics(key, state, batch, noise[0], config, hparams, hooks)
     state, actor_metrics = _update_actor(state, batch, noise[1], config, hparams)
     return state, critic_metrics | actor_metrics
 
@@ -279,6 +274,7 @@ def update_many(
     batches: Transition,
     config: SACConfig,
     hparams: SACHyperparams,
+    hooks: CriticHooks = _NO_HOOKS,
 ) -> tuple[SACState, Metrics]:
     """A scan of updates over pre-sampled batches.
 
@@ -289,6 +285,7 @@ def update_many(
         config: structure; the actor and the temperature move after every `policy_every` critic
             updates, on the last of their batches.
         hparams: rates and targets.
+        hooks: changes of the critics' update.
 
     Returns:
         The new agent and the metrics' means over the updates.
@@ -300,17 +297,21 @@ def update_many(
     if count % every:
         raise ValueError(f"batches: expected a multiple of {every} (policy_every), got {count}")
     # All noise at once: the generator's cost per call outweighs its cost per number.
-    noise = jax.vmap(_noise)(jax.random.split(key, count), batches)
+    keys = jax.random.split(key, count)
+    noise = jax.vmap(_noise)(keys, batches)
     grouped = jax.tree.map(
-        lambda x: x.reshape(count // every, every, *x.shape[1:]), (batches, noise)
+        lambda x: x.reshape(count // every, every, *x.shape[1:]), (batches, noise, keys)
     )
 
-    def group(state: SACState, xs: tuple[Transition, Array]) -> tuple[SACState, Metrics]:
-        def critic_step(state: SACState, xs: tuple[Transition, Array]) -> tuple[SACState, Metrics]:
-            return _update_critics(state, xs[0], xs[1][0], config, hparams)
+    def group(state: SACState, xs: tuple[Transition, Array, Array]) -> tuple[SACState, Metrics]:
+        def critic_step(
+            state: SACState, xs: tuple[Transition, Array, Array]
+        ) -> tuple[SACState, Metrics]:
+            batch, noise, key = xs
+            return _update_critics(key, state, batch, noise[0], config, hparams, hooks)
 
         state, critic_metrics = jax.lax.scan(critic_step, state, xs)
-        batch, noise = jax.tree.map(lambda x: x[-1], xs)
+        batch, noise, _ = jax.tree.map(lambda x: x[-1], xs)
         state, actor_metrics = _update_actor(state, batch, noise[1], config, hparams)
         return state, jax.tree.map(jnp.mean, critic_metrics) | actor_metrics
 
@@ -319,17 +320,36 @@ def update_many(
 
 
 def _update_critics(
-    state: SACState, batch: Transition, noise: Array, config: SACConfig, hparams: SACHyperparams
+    key: Key[Array, ""],
+    state: SACState,
+    batch: Transition,
+    noise: Array,
+    config: SACConfig,
+    hparams: SACHyperparams,
+    hooks: CriticHooks,
 ) -> tuple[SACState, Metrics]:
-    target = targets(state, batch, noise, config, hparams)
+    target = targets(state, batch, noise, config, hparams, hooks)
 
-    def loss_fn(critics: nets.MLPParams) -> tuple[Array, Array]:
+    def loss_fn(critics: nets.MLPParams) -> tuple[Array, tuple[Any, ...]]:
+        vectors = None
+        if state.spectral is not None:
+            critics, vectors = flat_critics.constrain(
+                critics, state.spectral.critics, state.spectral.beta
+            )
         q = q_values(critics, config, batch.obs, batch.action)
         error = q - jnp.broadcast_to(target, q.shape)
         # A sum over critics: the mean would make a critic's gradient depend on their number.
-        return jnp.sum(jnp.mean(error**2, axis=-1)), q
+        loss = jnp.sum(jnp.mean(error**2, axis=-1))
+        penalties = []
+        if config.critic_regulariser in ("robust", "noise"):
+            penalties.append(_robust_penalty(key, critics, batch, config, hparams))
+        if hooks.penalty is not None:
+            penalties.append(hooks.penalty(critics, batch))
+        return sum(penalties, loss), (loss, q, penalties, vectors)
 
-    (loss, q), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.critics)
+    aux: tuple[Array, Array, list[Array], nets.SpectralState | None]
+    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.critics)
+    loss, q, penalties, vectors = aux
     critics, critic_opt = _descend(grads, state.critic_opt, state.critics, hparams.critic_lr)
     metrics = {
         "critic_loss": loss,
@@ -337,26 +357,54 @@ def _update_critics(
         "q_spread": jnp.mean(jnp.max(q, axis=0) - jnp.min(q, axis=0)),
         "target_mean": jnp.mean(target),
     }
+    if penalties:
+        metrics["critic_penalty"] = sum(penalties[1:], penalties[0])
     if config.target_clip is not None:
         low, high = config.target_clip
         metrics["target_clipped"] = jnp.mean((target <= low) | (target >= high))
+    target_critics = nets.polyak(state.target_critics, critics, hparams.tau)
+    spectral = state.spectral
+    if spectral is not None and vectors is not None:
+        _, moved = flat_critics.constrain(target_critics, spectral.target_critics, spectral.beta)
+        spectral = dataclasses.replace(spectral, critics=vectors, target_critics=moved)
     state = dataclasses.replace(
         state,
         critics=critics,
         critic_opt=critic_opt,
-        target_critics=nets.polyak(state.target_critics, critics, hparams.tau),
+        target_critics=target_critics,
+        spectral=spectral,
     )
     return state, metrics
+
+
+def _robust_penalty(
+    key: Key[Array, ""],
+    critics: nets.MLPParams,
+    batch: Transition,
+    config: SACConfig,
+    hparams: SACHyperparams,
+) -> Float[Array, ""]:
+    def critics_fn(params: nets.MLPParams, obs: Array) -> Array:
+        return q_values(params, config, obs, batch.action)
+
+    steps = config.robust_steps if config.critic_regulariser == "robust" else 0
+    # The key itself has drawn the actions' noise.
+    start_key = jax.random.fold_in(key, 1)
+    penalty = flat_critics.robust_penalty(
+        start_key, critics, critics_fn, batch.obs, hparams.robust_eps, steps
+    )
+    return hparams.robust_coef * penalty
 
 
 def _update_actor(
     state: SACState, batch: Transition, noise: Array, config: SACConfig, hparams: SACHyperparams
 ) -> tuple[SACState, Metrics]:
     alpha = jnp.exp(state.log_alpha)
+    critics, _ = evaluated_critics(state)
 
     def loss_fn(actor: nets.MLPParams) -> tuple[Array, Array]:
         chosen = _policy(actor, config, batch.obs, noise)
-        q = q_values(state.critics, config, batch.obs, chosen.action)
+        q = q_values(critics, config, batch.obs, chosen.action)
         return jnp.mean(alpha * chosen.log_prob - jnp.min(q, axis=0)), jnp.mean(chosen.log_prob)
 
     (loss, log_prob), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.actor)
@@ -374,7 +422,7 @@ def _update_actor(
 def _actor(
     actor: nets.MLPParams, config: SACConfig, obs: Float[Array, "*b o"]
 ) -> tuple[Float[Array, "*b a"], Float[Array, "*b a"]]:
-    out = nets.mlp_apply(actor, obs, _ACTIVATIONS[config.activation])
+    out = nets.mlp_apply(actor, obs, ACTIVATIONS[config.activation])
     mean, log_std = jnp.split(out, 2, axis=-1)
     return mean, jnp.clip(log_std, *config.log_std_bounds)
 

@@ -78,9 +78,7 @@ def value_gradients(
 
 def _heads(state: sac.SACState) -> nets.MLPParams:
     return jax.tree.map(
-        lambda online, target: jnp.concatenate([online, target]),
-        state.critics,
-        state.target_critics,
+        lambda online, target: jnp.concatenate([online, target]), *sac.evaluated_critics(state)
     )
 
 

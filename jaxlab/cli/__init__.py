@@ -1,4 +1,4 @@
-"""The command line: `jaxlab list | run NAME | report | generate`."""
+"""The command line: `jaxlab list | run NAME | report | generate | merge | dataset`."""
 
 from jaxlab.cli.commands import main
 

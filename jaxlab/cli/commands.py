@@ -15,6 +15,7 @@ HELP = """usage: jaxlab COMMAND ...
   jaxlab report [DIR ...] [--out report.html]  all stored verdicts on one page
   jaxlab generate --weights FILE --vocab FILE   text from RWKV-7 weights
   jaxlab merge CONFIG.yml OUT                  merge checkpoints by a mergekit recipe
+  jaxlab dataset ENV LEVEL OUT                 an offline data set of a policy it trains
   jaxlab --version
 """
 
@@ -49,12 +50,19 @@ def _merge(words: Sequence[str]) -> int:
     return main(words)
 
 
+def _dataset(words: Sequence[str]) -> int:
+    from jaxlab.cli.recording import main
+
+    return main(words)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": _list,
     "run": _run,
     "report": _report,
     "generate": _generate,
     "merge": _merge,
+    "dataset": _dataset,
 }
 
 

@@ -7,8 +7,13 @@ from jaxlab.envs.brax import BRAX_NAMES, brax_env
 from jaxlab.envs.cartpole import cartpole_swingup
 from jaxlab.envs.core import Env
 from jaxlab.envs.pendulum import pendulum
+from jaxlab.envs.point_mass import point_mass
 
-_FACTORIES = {"pendulum": pendulum, "cartpole_swingup": cartpole_swingup}
+_FACTORIES = {
+    "pendulum": pendulum,
+    "cartpole_swingup": cartpole_swingup,
+    "point_mass": point_mass,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -22,7 +27,7 @@ def make(name: str, **options: Any) -> Env:
     Args:
         name: one of `names()`, such as "pendulum" or "brax/hopper".
         **options: keyword arguments of the environment's factory (`episode_length`; for brax
-            also `backend` and what the brax environment itself takes).
+            also `backend` and what the brax environment itself takes; for the point mass `dims`).
 
     Returns:
         The raw environment.

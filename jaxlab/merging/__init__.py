@@ -5,6 +5,9 @@ models; `merge` runs it over whole models. Coefficients are traced, so a populat
 one `vmap`.
 """
 
+from jaxlab.merging import growth, pareto
+from jaxlab.merging.adaptive import Adapted, adamerging
+from jaxlab.merging.axes import AxisSpec, LeafAxes
 from jaxlab.merging.consensus import (
     agreement,
     breadcrumbs,
@@ -37,10 +40,37 @@ from jaxlab.merging.gram import (
     nuslerp_coefficients,
     slerp_coefficients,
 )
+from jaxlab.merging.layouts import (
+    join_heads,
+    mlp_axes,
+    split_heads,
+    transformer_axes,
+    widened,
+)
 from jaxlab.merging.masks import Elected, consensus_mask, emr, tall_masks
+from jaxlab.merging.matching import (
+    Matching,
+    activation_matching,
+    assign,
+    barrier,
+    weight_matching,
+)
 from jaxlab.merging.operators import Operator
 from jaxlab.merging.paper_ties import ties_merging
+from jaxlab.merging.permutations import (
+    Permutations,
+    identity_permutations,
+    permute,
+    random_permutations,
+)
 from jaxlab.merging.registry import METHODS
+from jaxlab.merging.renormalization import (
+    Rescaling,
+    UnitStatistics,
+    repair,
+    rescale_units,
+    unit_statistics,
+)
 from jaxlab.merging.soups import (
     Average,
     average_init,
@@ -64,17 +94,28 @@ from jaxlab.merging.trees import (
 
 __all__ = [
     "METHODS",
+    "Adapted",
     "Average",
+    "AxisSpec",
     "Elected",
+    "LeafAxes",
+    "Matching",
     "Operator",
     "PathSpec",
     "PerLayer",
+    "Permutations",
+    "Rescaling",
+    "UnitStatistics",
+    "activation_matching",
+    "adamerging",
     "agreement",
     "apply_task_vectors",
     "arcee_fusion",
+    "assign",
     "average_init",
     "average_update",
     "band_mask",
+    "barrier",
     "breadcrumbs",
     "breadcrumbs_ties",
     "combine",
@@ -91,13 +132,17 @@ __all__ = [
     "fisher_merge",
     "gram_matrix",
     "greedy_soup",
+    "growth",
+    "identity_permutations",
     "iso_c",
     "iso_cts",
+    "join_heads",
     "karcher",
     "karcher_coefficients",
     "linear",
     "magmax",
     "merge",
+    "mlp_axes",
     "model_stock",
     "model_stock_ratio",
     "multislerp",
@@ -106,13 +151,19 @@ __all__ = [
     "norm_match",
     "nuslerp",
     "nuslerp_coefficients",
+    "pareto",
     "passthrough",
+    "permute",
     "ram",
     "ramplus_tl",
+    "random_permutations",
     "regmean",
+    "repair",
+    "rescale_units",
     "sce",
     "slerp",
     "slerp_coefficients",
+    "split_heads",
     "stack_models",
     "tall_masks",
     "task_arithmetic",
@@ -120,7 +171,11 @@ __all__ = [
     "ties",
     "ties_merging",
     "top_mask",
+    "transformer_axes",
     "tsv_m",
     "uniform_soup",
+    "unit_statistics",
+    "weight_matching",
+    "widened",
     "wudi",
 ]

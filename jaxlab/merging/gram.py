@@ -5,6 +5,8 @@ function of the M x M inner products alone. One pass over the weights makes the 
 that, any number of candidate recipes costs O(M^2) each.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
@@ -13,9 +15,11 @@ from jaxlab.merging.arrays import (
     UNROLLED_MODELS,
     check_leaves,
     math_dtype,
+    model_sum,
     safe_arccos,
     safe_divide,
     safe_sqrt,
+    spread,
 )
 
 _PRECISE = jax.lax.Precision.HIGHEST
@@ -71,10 +75,17 @@ def combine(
     dtype = math_dtype(base, models)
     origin = jnp.zeros_like(models[0], dtype) if base is None else base.astype(dtype)
     deltas = models.astype(dtype) - origin[None]
-    moved = jnp.tensordot(coefficients.astype(dtype), deltas, 1, precision=_PRECISE)
+    share = coefficients.astype(dtype)
+    if models.shape[0] > UNROLLED_MODELS:
+        moved = jnp.tensordot(share, deltas, 1, precision=_PRECISE)
+    else:  # a product with so few columns is many times slower than its additions
+        moved = model_sum(
+            [spread(share[:, m], deltas) * deltas[m][None] for m in range(len(deltas))]
+        )
     return (origin[None] + moved).astype(models.dtype)
 
 
+@jax.jit
 def slerp_coefficients(gram: Float[Array, "2 2"], t: ArrayLike) -> Float[Array, " 2"]:
     """Coefficients of the spherical interpolation of two vectors.
 
@@ -95,6 +106,7 @@ def slerp_coefficients(gram: Float[Array, "2 2"], t: ArrayLike) -> Float[Array, 
     return _spherical(cosine, jnp.abs(cosine) > 0.9995, jnp.asarray(t, gram.dtype))
 
 
+@jax.jit
 def nuslerp_coefficients(
     gram: Float[Array, "2 2"], weight: Float[Array, " 2"]
 ) -> Float[Array, " 2"]:
@@ -114,6 +126,7 @@ def nuslerp_coefficients(
     return _spherical(cosine, 1 - cosine**2 <= 1e-16, t)
 
 
+@jax.jit
 def multislerp_coefficients(
     gram: Float[Array, "M M"], weight: Float[Array, " M"], eps: float = 1e-8
 ) -> tuple[Float[Array, " M"], Float[Array, ""]]:
@@ -144,6 +157,7 @@ def multislerp_coefficients(
     return jnp.where(lost, weight, point * jnp.dot(weight, lengths)), length
 
 
+@functools.partial(jax.jit, static_argnames="steps")
 def karcher_coefficients(
     gram: Float[Array, "M M"], steps: int = 10, tol: float = 1e-5
 ) -> Float[Array, " M"]:
@@ -192,6 +206,7 @@ def karcher_coefficients(
     return c * to_unit * jnp.mean(lengths)
 
 
+@jax.jit
 def model_stock_ratio(gram: Float[Array, "M M"]) -> Float[Array, ""]:
     """How far from the base to the mean of M models Model Stock goes.
 

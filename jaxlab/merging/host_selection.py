@@ -1,12 +1,13 @@
 """The k-th largest of numbers that come in pieces, on the host, in two readings."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Pieces = Callable[[], Iterator[np.ndarray]]  # [G, length] each, in order; read as often as asked
 SAMPLE = 1 << 18  # numbers per group that the bracket is drawn from
+_SMALL_SAMPLE = 1 << 13  # where all numbers are in memory, and a miss costs little
 _SIGMAS = 6.0
 
 
@@ -104,12 +105,25 @@ def _select_directly(pieces: Pieces, size: int, k: Sequence[int]) -> Selected:
     assert rows is not None
     values, rests, ties = [], [], []
     for row, wanted in zip(rows, k):
-        value = np.partition(row, size - wanted)[size - wanted] if wanted else np.inf
+        value = _kth_largest(row, wanted) if wanted else np.inf
         values.append(value)
         rests.append(wanted - int(np.count_nonzero(row > value)))
         ties.append(int(np.count_nonzero(row == value)))
     array = np.array(values, rows.dtype)
     return Selected(array, _positions(lambda: iter([rows]), array, rests, ties))
+
+
+def _kth_largest(row: np.ndarray, wanted: int) -> Any:
+    """The k-th largest of numbers at hand, among those that a small sample brackets."""
+    stride = row.size // _SMALL_SAMPLE | 1
+    sample = np.sort(row[::stride])
+    low, high = _bracket(sample, wanted, row.size)
+    above = int(np.count_nonzero(row >= high))
+    inside = row[(row > low) & (row < high)]
+    rest = wanted - above
+    if not 0 < rest <= inside.size:  # rare, and the rule where many numbers are equal
+        return np.partition(row, row.size - wanted)[row.size - wanted]
+    return np.partition(inside, inside.size - rest)[inside.size - rest]
 
 
 def _brackets(pieces: Pieces, size: int, k: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -124,15 +138,21 @@ def _brackets(pieces: Pieces, size: int, k: Sequence[int]) -> tuple[np.ndarray, 
         have += sample.shape[1]
         start += piece.shape[1]
     ordered.sort(axis=1)
-    lows, highs = [], []
-    for row, wanted in zip(ordered, k):
-        share = wanted / size
-        margin = _SIGMAS * np.sqrt(max(share * (1 - share), 1 / count) / count) + 2 / count
-        low = int(np.floor((1 - share - margin) * count))
-        high = int(np.ceil((1 - share + margin) * count))
-        lows.append(row[low] if low >= 0 else -np.inf)
-        highs.append(row[high] if high < count else np.inf)
+    pairs = [_bracket(row, wanted, size) for row, wanted in zip(ordered, k)]
+    lows, highs = zip(*pairs)
     return np.array(lows, ordered.dtype), np.array(highs, ordered.dtype)
+
+
+def _bracket(ordered: np.ndarray, wanted: int, size: int) -> tuple[Any, Any]:
+    """Numbers of a sorted sample that the k-th largest of all lies between, almost surely."""
+    share, count = wanted / size, ordered.size
+    margin = _SIGMAS * np.sqrt(max(share * (1 - share), 1 / count) / count) + 2 / count
+    low = int(np.floor((1 - share - margin) * count))
+    high = int(np.ceil((1 - share + margin) * count))
+    return (
+        ordered[low] if low >= 0 else -np.inf,
+        ordered[high] if high < count else np.inf,
+    )
 
 
 def _positions(

@@ -7,6 +7,7 @@ once and both ways agree.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from jaxlab.merging.arrays import check_leaves, math_dtype
 from jaxlab.merging.host_selection import Selected
 
 BlockFn = Callable[..., Any]
+MOST_ELEMENTS = 2**31 - 1  # places in a leaf and counts of its elements are int32
 
 
 @functools.partial(
@@ -67,6 +69,22 @@ class Block:
     def inside(self) -> Bool[Array, "*s"] | None:
         """False on padding; None if there is none."""
         return None if self.size is None else self.positions < self.size
+
+
+def check_size(shape: tuple[int, ...]) -> None:
+    """Refuses leaves whose elements cannot be counted.
+
+    Args:
+        shape: of one model's leaf.
+
+    Raises:
+        ValueError: if there are 2^31 elements or more.
+    """
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise ValueError(
+            f"models: expected leaves of at most 2^31 - 1 elements, got shape {shape}; split the "
+            "leaf along an axis, or give that axis as a layer axis"
+        )
 
 
 class Scores(Protocol):
@@ -133,16 +151,17 @@ class ArrayLeaf:
         rows: whether blocks must be matrices whose rows run along the last axis.
 
     Raises:
-        ValueError: if the arrays are not float leaves of one shape.
+        ValueError: if the arrays are not float leaves of one shape, or too large.
     """
 
     def __init__(self, base: Array | None, models: Array, *, rows: bool = False):
         check_leaves(base, models)
         self.shape = models.shape[1:]
+        check_size(self.shape)
         self.out_dtype = models.dtype if base is None else base.dtype
         self.dtype = math_dtype(base, models)
         self.count = models.shape[0]
-        self.size = models[0].size
+        self.size = math.prod(self.shape)
         self.columns = self.shape[-1] if self.shape else 1
         self.has_base = base is not None
         seen = (max(self.size // max(self.columns, 1), 1), self.columns) if rows else self.shape

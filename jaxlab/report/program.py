@@ -43,6 +43,17 @@ class Curves(NamedTuple):
     lines: dict[str, float] = {}  # noqa: RUF012  label -> height of a horizontal reference
 
 
+class Fronts(NamedTuple):
+    """Trade-offs of two objectives of several arms on the same seeds, drawn as mean fronts."""
+
+    name: str  # part of the file name front-NAME.png
+    title: str
+    x_label: str
+    y_label: str
+    angles: np.ndarray  # [A] directions from the origin, 0 along x, in radians
+    radii: dict[str, np.ndarray]  # arm -> [n_seeds, A] how far the front reaches in each direction
+
+
 class Outcome(NamedTuple):
     """Everything an experiment hands back."""
 
@@ -51,6 +62,7 @@ class Outcome(NamedTuple):
     datasets: dict[str, xarray.Dataset] = {}  # noqa: RUF012  name -> results/NAME.nc
     curves: tuple[Curves, ...] = ()
     notes: tuple[str, ...] = ()
+    fronts: tuple[Fronts, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,16 @@ def _draw(
         )
         description = f"{curves.title}: {curves.y_label} against {curves.x_label}"
         keep(f"curves-{_slug(curves.name)}.png", figure, description)
+    for fronts in outcome.fronts:
+        figure = plots.front_plot(
+            fronts.angles,
+            fronts.radii,
+            title=fronts.title,
+            x_label=fronts.x_label,
+            y_label=fronts.y_label,
+        )
+        description = f"{fronts.title}: {fronts.y_label} against {fronts.x_label}"
+        keep(f"front-{_slug(fronts.name)}.png", figure, description)
     if rows:
         seeds = sorted({verdict.n for _, verdict in parts})
         caption = (

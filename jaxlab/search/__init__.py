@@ -1,6 +1,12 @@
 """Planners: pure functions that turn a way of scoring action sequences into an action sequence."""
 
 from jaxlab.search.cem import CEMConfig, CEMInfo, CEMState, init_cem, plan_cem
+from jaxlab.search.constrained import (
+    ConstrainedConfig,
+    ConstrainedState,
+    init_constrained,
+    step_constrained,
+)
 from jaxlab.search.icem import ICEMConfig, ICEMState, init_icem, plan_icem
 from jaxlab.search.mppi import MPPIConfig, MPPIInfo, MPPIState, init_mppi, plan_mppi
 from jaxlab.search.noise import coloured_noise
@@ -11,6 +17,8 @@ __all__ = [
     "CEMConfig",
     "CEMInfo",
     "CEMState",
+    "ConstrainedConfig",
+    "ConstrainedState",
     "ICEMConfig",
     "ICEMState",
     "MPPIConfig",
@@ -21,6 +29,7 @@ __all__ = [
     "PlannerState",
     "coloured_noise",
     "init_cem",
+    "init_constrained",
     "init_icem",
     "init_mppi",
     "make_planner",
@@ -28,4 +37,5 @@ __all__ = [
     "plan_icem",
     "plan_mppi",
     "score_plans",
+    "step_constrained",
 ]

@@ -1,6 +1,7 @@
 """Estimators, intervals, tests, and the rule that turns paired seeds into a verdict."""
 
 from jaxlab.stats import guards as guards
+from jaxlab.stats.association import cluster_bootstrap, correlation, partial_correlation, pearson
 from jaxlab.stats.bootstrap import Bootstrap, resample_seeds, stratified_bootstrap
 from jaxlab.stats.claim import Claim, Evidence, Guard, GuardOutcome, Status
 from jaxlab.stats.intervals import (
@@ -58,7 +59,9 @@ __all__ = [
     "Verdict",
     "benjamini_hochberg",
     "clopper_pearson_interval",
+    "cluster_bootstrap",
     "combine",
+    "correlation",
     "decide",
     "evaluation_seeds",
     "guards",
@@ -67,6 +70,8 @@ __all__ = [
     "kendall",
     "normalize",
     "optimality_gap",
+    "partial_correlation",
+    "pearson",
     "performance_profile",
     "power_curve",
     "prob_improvement",

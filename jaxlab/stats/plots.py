@@ -295,6 +295,61 @@ def curve_plot(
         return figure
 
 
+def front_plot(
+    angles: np.ndarray,
+    radii: Mapping[str, np.ndarray],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    level: float = 0.95,
+) -> Figure:
+    """Trade-offs of two objectives: how far each arm's front reaches in every direction.
+
+    Args:
+        angles: directions [A] from the origin in radians, 0 along x.
+        radii: arm -> [n_seeds, A].
+        title: of the figure.
+        x_label: of the first objective.
+        y_label: of the second objective.
+        level: coverage of the pointwise band.
+
+    Returns:
+        The figure; centre and band are those of the seeds' radii along each ray.
+
+    Raises:
+        ValueError: no arm, or radii that do not fit the angles.
+    """
+    arms = {name: np.asarray(values, np.float64) for name, values in radii.items()}
+    if not arms or any(v.ndim != 2 or v.shape[1:] != angles.shape for v in arms.values()):
+        shapes = {name: values.shape for name, values in arms.items()}
+        raise ValueError(f"radii: expected arrays [n_seeds, {len(angles)}], got {shapes}")
+    x, y = np.cos(angles), np.sin(angles)
+    failed = 0
+    with _figure(6.2, 5.6) as figure:
+        axes = figure.add_subplot()
+        for i, (name, values) in enumerate(arms.items()):
+            colour = ARM_COLOURS[i % len(ARM_COLOURS)]
+            alive = np.isfinite(values).all(axis=1)
+            failed += int((~alive).sum())
+            if not alive.any():
+                axes.plot([], [], color=colour, label=f"{name} (all seeds diverged)")
+                continue
+            centre, low, high = _pointwise(values[alive], level)
+            edge = np.concatenate([low * x, (high * x)[::-1]])
+            axes.fill(edge, np.concatenate([low * y, (high * y)[::-1]]), color=colour, alpha=0.17)
+            if len(values) <= MAX_SEEDS_DRAWN_SINGLY:
+                rays = values[alive].T
+                axes.plot(rays * x[:, None], rays * y[:, None], color=colour, alpha=0.3, lw=0.7)
+            dashes = _ARM_DASHES[i % len(_ARM_DASHES)]
+            axes.plot(centre * x, centre * y, color=colour, ls=dashes, lw=2.2, label=name)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        _title_and_legend(axes, title, len(arms))
+        counts = [len(values) for values in arms.values()]
+        _caption(figure, f"Along each ray from the origin. {_what_is_drawn(counts, failed, level)}")
+        return figure
+
+
 class PairedRow(NamedTuple):
     """One comparison of two arms on the same seeds, in the units of its metric."""
 

@@ -30,13 +30,15 @@ from jaxlab.values.ensembles import (
     gradient_diversity,
 )
 from jaxlab.values.heads import HeadKind, ValueHead
+from jaxlab.values.imagined import imagined_q_loss
+from jaxlab.values.linear import linear_td
 from jaxlab.values.lipschitz import (
     local_lipschitz,
     pairwise_lipschitz,
     robust_penalty,
     value_aware_model_error,
 )
-from jaxlab.values.losses import cql_loss, q_learning_loss, td_value_loss
+from jaxlab.values.losses import cql_loss, q_learning_loss, sarsa_loss, td_value_loss
 from jaxlab.values.qfunctions import (
     cql_regulariser,
     dueling,
@@ -54,6 +56,7 @@ from jaxlab.values.quantile import (
 )
 from jaxlab.values.recursion import Backend, affine_reverse_scan
 from jaxlab.values.supports import Support, suggest_support
+from jaxlab.values.tabular import partial_value_iteration, pessimistic
 from jaxlab.values.targets import (
     VTraceTargets,
     gae,
@@ -106,7 +109,9 @@ __all__ = [
     "gradient_diversity",
     "hl_gauss",
     "hyperbolic_transform",
+    "imagined_q_loss",
     "lambda_return",
+    "linear_td",
     "local_lipschitz",
     "masked_mean",
     "munchausen_reward",
@@ -114,7 +119,9 @@ __all__ = [
     "non_greedy",
     "overestimation",
     "pairwise_lipschitz",
+    "partial_value_iteration",
     "periodic_update",
+    "pessimistic",
     "q_lambda",
     "q_learning_loss",
     "q_target",
@@ -123,6 +130,7 @@ __all__ = [
     "quantile_midpoints",
     "retrace",
     "robust_penalty",
+    "sarsa_loss",
     "sarsa_target",
     "signed_hyperbolic",
     "signed_parabolic",

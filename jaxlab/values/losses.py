@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from jaxlab.types import Transition
 from jaxlab.values.arrays import masked_mean
@@ -82,6 +82,39 @@ def q_learning_loss(
     return _q_loss(head, params, target_params, apply_fn, batch, gamma, double, mask, raw)
 
 
+def sarsa_loss(
+    head: ValueHead,
+    params: PyTree,
+    target_params: PyTree,
+    apply_fn: ApplyFn,
+    batch: Transition,
+    next_action: Int[Array, " B"],
+    gamma: ArrayLike,
+    mask: ArrayLike | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Values of the policy that made the data: bootstraps with its own next actions.
+
+    Args:
+        head: what the network's last layer means.
+        params: the network that is trained.
+        target_params: the one that values the next states.
+        apply_fn: (params, obs[B, o]) -> raw outputs of every action, [B, A] or [B, A, m].
+        batch: transitions [B] whose actions are indices [B]; truncated ones bootstrap.
+        next_action: what was done in the next states.
+        gamma: discount factor per step.
+        mask: rows that count; None for all.
+
+    Returns:
+        The loss, and the metrics of `q_learning_loss`.
+
+    Reference:
+        Rummery & Niranjan 1994; Farebrother et al. 2024, section 5.1, where its gain vanishes.
+    """
+    raw = head.select(apply_fn(params, batch.obs), batch.action)
+    raw_next = head.select(apply_fn(target_params, batch.next_obs), next_action)
+    return _bootstrap(head, batch, gamma, mask, raw, raw_next)
+
+
 def cql_loss(
     head: ValueHead,
     params: PyTree,
@@ -135,9 +168,18 @@ def _q_loss(
     raw_next = apply_fn(target_params, batch.next_obs)
     selector = apply_fn(params, batch.next_obs) if double else raw_next
     best = jnp.argmax(head.mean(selector), axis=-1)
-    loss, metrics = head.bootstrap_loss(
-        raw, batch.reward, _discount(batch, gamma), head.select(raw_next, best), mask
-    )
+    return _bootstrap(head, batch, gamma, mask, raw, head.select(raw_next, best))
+
+
+def _bootstrap(
+    head: ValueHead,
+    batch: Transition,
+    gamma: ArrayLike,
+    mask: ArrayLike | None,
+    raw: Array,
+    raw_next: Array,
+) -> tuple[Float[Array, ""], Metrics]:
+    loss, metrics = head.bootstrap_loss(raw, batch.reward, _discount(batch, gamma), raw_next, mask)
     return loss, metrics | {"q": masked_mean(jax.lax.stop_gradient(head.mean(raw)), mask)}
 
 

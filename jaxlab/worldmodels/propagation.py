@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlab.worldmodels.ensemble import EnsembleConfig, ModelState, apply
+from jaxlab.worldmodels.uncertainty import Uncertainty, uncertainty
 
 Propagation = Literal["ts1", "ts_inf", "expectation"]
 StepFn = Callable[
@@ -91,6 +92,7 @@ def make_step_fn(
     *,
     mode: Propagation = "ts1",
     particle_member: Int[Array, "*b"] | None = None,
+    penalty: Uncertainty | None = None,
 ) -> StepFn:
     """Turns a model into an environment step of the elites alone.
 
@@ -101,11 +103,12 @@ def make_step_fn(
         reward_fn: given rule (obs, action, next_obs) -> reward; None takes the model's reward.
         mode: see `propagate`.
         particle_member: see `propagate`.
+        penalty: kind of `uncertainty` to report; None for none.
 
     Returns:
         step(key, obs, action) -> (next_obs, reward, terminated, info), over any leading axes.
         `info["disagreement"]`: root mean square over outputs of the elites' standard deviation, in
-        units of the targets' standard deviation.
+        units of the targets' standard deviation. `info["uncertainty"]`: of the elites, if asked.
 
     Raises:
         ValueError: if nothing gives a reward.
@@ -126,6 +129,8 @@ def make_step_fn(
         variance = total_variance(mean, None)[1]
         scale = jnp.broadcast_to(state.target_normalizer.std, variance.shape)
         info = {"disagreement": jnp.sqrt(jnp.mean(variance / scale**2, axis=-1))}
+        if penalty is not None:
+            info["uncertainty"] = uncertainty(mean, logvar, penalty)
         return next_obs, reward, termination_fn(obs, action, next_obs), info
 
     return step

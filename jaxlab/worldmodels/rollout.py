@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from jaxlab.types import Transition
 from jaxlab.worldmodels.propagation import StepFn
@@ -90,3 +90,46 @@ def rollout(
     carry = (start_obs, jnp.zeros((rows,), jnp.int32), jnp.ones((rows,), bool))
     xs = (jnp.arange(horizon, dtype=jnp.int32), jax.random.split(key, horizon))
     return jax.lax.scan(body, carry, xs)[1]
+
+
+def discounted_return(
+    key: Key[Array, ""],
+    step_fn: StepFn,
+    policy_fn: Callable[[Key[Array, ""], Float[Array, "B o"]], Float[Array, "B a"]],
+    start_obs: Float[Array, "B o"],
+    horizon: int,
+    discount: ArrayLike,
+) -> Float[Array, " B"]:
+    """One sample of a policy's discounted return from every state, for a static number of steps.
+
+    Args:
+        key: random key.
+        step_fn: (key, obs, action) -> (next_obs, reward, terminated, info), batched over rows.
+        policy_fn: (key, obs) -> action, batched over rows.
+        start_obs: states.
+        horizon: number of steps H; what comes later, at most gamma^H / (1 - gamma) of the largest
+            reward, is left out.
+        discount: gamma.
+
+    Returns:
+        sum_t gamma^t r_t, up to and with the step that terminates.
+
+    Raises:
+        ValueError: if `horizon` is not positive.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon: expected at least one step, got {horizon}")
+
+    def body(carry: tuple[Array, Array, Array], step_key: Array) -> tuple[tuple, None]:
+        obs, weight, total = carry
+        policy_key, model_key = jax.random.split(step_key)
+        next_obs, reward, terminated, _ = step_fn(model_key, obs, policy_fn(policy_key, obs))
+        # Beyond a termination the model may give anything, also NaN.
+        total = total + jnp.where(weight > 0, weight * reward, 0)
+        weight = jnp.where(terminated, 0, weight * jnp.asarray(discount, weight.dtype))
+        return (next_obs, weight, total), None
+
+    rows = start_obs.shape[0]
+    carry = (start_obs, jnp.ones((rows,), start_obs.dtype), jnp.zeros((rows,), start_obs.dtype))
+    (_, _, total), _ = jax.lax.scan(body, carry, jax.random.split(key, horizon))
+    return total

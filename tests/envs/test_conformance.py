@@ -15,6 +15,7 @@ LANES, STEPS, LIMIT = 6, 40, 9
 LIGHT = {
     "pendulum": lambda **kw: make("pendulum", **kw),
     "cartpole_swingup": lambda **kw: make("cartpole_swingup", **kw),
+    "point_mass": lambda **kw: make("point_mass", dims=3, **kw),
     "pendulum+linear": lambda **kw: with_distractors(
         make("pendulum", **kw), 3, "linear", key=jax.random.key(7)
     ),

@@ -395,3 +395,24 @@ def test_bad_arguments_are_named():
         merging.ties(jnp.zeros(3), models, weight=1.0)
     with pytest.raises(ValueError, match="models: expected floating numbers, got int32"):
         merging.linear(None, jnp.zeros((2, 3), jnp.int32), weight=1.0)
+
+
+def test_nothing_dropped_is_task_arithmetic():
+    plain = run("task_arithmetic", weight=WEIGHT, lam=0.7)
+    key = jax.random.key(0)
+    for name in ("dare_linear", "della_linear"):
+        close(run(name, weight=WEIGHT, lam=0.7, density=1.0, key=key), plain)
+    close(run("breadcrumbs", weight=WEIGHT, lam=0.7, keep=1.0, drop_top=0.0), plain)
+    elected = BASE + elected_mean(DELTAS, WEIGHT)
+    close(run("ties", weight=WEIGHT, density=1.0), elected)
+    for name in ("dare_ties", "della"):
+        close(run(name, weight=WEIGHT, density=1.0, normalize=True, key=key), elected)
+
+
+def test_leaves_whose_elements_cannot_be_counted_are_refused():
+    huge = jax.ShapeDtypeStruct((2, 2**16, 2**15), jnp.float32)
+    with pytest.raises(ValueError, match=r"models: expected leaves of at most 2\^31 - 1 elements"):
+        jax.eval_shape(lambda x: merging.linear(None, x, weight=1.0), huge)
+    fits = jax.ShapeDtypeStruct((2, 2**16, 2**15 - 1), jnp.float32)
+    merged = jax.eval_shape(lambda x: merging.linear(None, x, weight=1.0), fits)
+    assert merged.shape == fits.shape[1:]

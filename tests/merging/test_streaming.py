@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -421,3 +422,10 @@ def test_plans_do_not_read_weights(tmp_path):
     assert sum(math.prod(tensor.shape) for tensor in plan.tensors) == sum(
         math.prod(shape) for shape in SHAPES.values()
     )
+
+
+def test_tensors_whose_elements_cannot_be_counted_are_refused():
+    huge = SimpleNamespace(shape=(2**16, 2**15), code="F32")
+    options = {"layout": "flat", "random": False, "dtype": np.float32, "memory": 10**9}
+    with pytest.raises(MergeError, match=r"more elements than the 2\^31 - 1"):
+        blocks.StreamLeaf(None, [huge], None, **options)

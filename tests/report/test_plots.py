@@ -8,6 +8,7 @@ from jaxlab.stats.plots import (
     IntervalRow,
     PairedRow,
     curve_plot,
+    front_plot,
     interval_plot,
     paired_plot,
     profile_plot,
@@ -103,6 +104,20 @@ def test_curve_plot_counts_diverged_seeds():
     figure = curve_plot(np.arange(3), {"a": scores, "b": dead}, title="", x_label="", y_label="")
     assert "7 diverged" in texts(figure) and "all seeds diverged" in texts(figure)
     png(figure)
+
+
+def test_front_plot_draws_the_mean_radius_along_each_ray():
+    angles = np.linspace(0, np.pi / 2, 7)
+    radii = np.linspace(1, 2, 5)[:, None] * np.ones((5, 7))
+    dead = np.full((5, 7), np.nan)
+    figure = front_plot(angles, {"a": radii, "b": dead}, title="t", x_label="x", y_label="y")
+    (axes,) = figure.axes
+    line = next(line for line in axes.lines if line.get_label() == "a")
+    np.testing.assert_allclose(np.hypot(*line.get_xydata().T), 1.5)
+    np.testing.assert_allclose(np.arctan2(*line.get_xydata().T[::-1]), angles)
+    assert "not drawn: 5 diverged" in figure._supxlabel.get_text()
+    with pytest.raises(ValueError, match="radii: expected arrays"):
+        front_plot(angles, {"a": radii[:, 1:]}, title="", x_label="", y_label="")
 
 
 @pytest.mark.parametrize("scores", [{}, {"a": np.ones(3)}, {"a": np.ones((2, 4))}])

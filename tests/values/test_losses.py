@@ -52,6 +52,25 @@ def test_q_learning_of_a_scalar_table_by_hand():
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: h.kind)
+def test_sarsa_bootstraps_with_the_actions_of_the_data(head, key):
+    online, target = (head.init(k, 3, 2) for k in jax.random.split(key))
+    best = jnp.argmax(head.mean(head.apply(target, BATCH.next_obs)), axis=-1)
+    loss, metrics = jax.jit(
+        lambda a: values.sarsa_loss(head, online, target, _apply(head), BATCH, a, GAMMA)
+    )(best)
+    q_loss, _ = values.q_learning_loss(head, online, target, _apply(head), BATCH, GAMMA)
+    np.testing.assert_allclose(loss, q_loss, rtol=1e-5)
+    other, _ = values.sarsa_loss(head, online, target, _apply(head), BATCH, 1 - best, GAMMA)
+    assert float(other) != float(loss)
+    q = head.mean(head.select(head.apply(online, BATCH.obs), BATCH.action))
+    np.testing.assert_allclose(metrics["q"], jnp.mean(q), rtol=1e-5, atol=1e-6)
+    if head.kind == "scalar":
+        following = head.apply(target, BATCH.next_obs)[jnp.arange(3), 1 - best]
+        y = BATCH.reward + GAMMA * jnp.where(BATCH.terminated, 0.0, following)
+        np.testing.assert_allclose(other, jnp.mean((q - y) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda h: h.kind)
 def test_every_head_solves_a_chain(head):
     """Values 1 + g v_1, 2, 3 + g v_0 of the states: the fixed point of the batch's transitions."""
     params = head.init(jax.random.key(0), 3, 1)

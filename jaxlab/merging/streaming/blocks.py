@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.merging.host_selection import SAMPLE, Selected, select
-from jaxlab.merging.leaf import Block, BlockFn
+from jaxlab.merging.leaf import MOST_ELEMENTS, Block, BlockFn
 from jaxlab.merging.operators import Layout
 from jaxlab.merging.randomness import RANDOM_BLOCK
 from jaxlab.merging.streaming.checkpoint import Source
@@ -43,7 +43,7 @@ class StreamLeaf:
         memory: bytes that may be used for blocks, copies and kept scores.
 
     Raises:
-        MergeError: if the layout needs more memory.
+        MergeError: if the layout needs more memory, or there are 2^31 elements or more.
     """
 
     def __init__(
@@ -59,6 +59,10 @@ class StreamLeaf:
     ):
         self._base, self._models, self._sink, self._out = base, tuple(models), sink, dtype
         shape = models[0].shape
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise MergeError(
+                f"has shape {shape}, more elements than the 2^31 - 1 that are possible"
+            )
         sources = [*self._models, *([] if base is None else [base])]
         self.count, self.size = len(models), math.prod(shape)
         self.columns = shape[-1] if shape else 1

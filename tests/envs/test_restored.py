@@ -1,0 +1,37 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxlab.envs import make, restored_step_fn
+from jaxlab.envs.restored import RUNNERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNNERS)
+def test_restored_steps_are_the_environments(name, key):
+    env = make(f"brax/{name}", backend="generalized")
+    reset, step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
+    model = jax.jit(restored_step_fn(name))
+    state, obs = reset(jax.random.split(key, 16))
+    seen = []
+    for t in range(30):
+        action = jax.random.uniform(
+            jax.random.fold_in(key, t), (16, env.spec.action_dim), minval=-1.0, maxval=1.0
+        )
+        state, out = step(state, action, jax.random.split(key, 16))
+        next_obs, reward, terminated, info = model(key, obs, action)
+        # Beyond a clipped velocity nothing is promised.
+        known = np.abs(np.asarray(obs)).max(axis=1) < 10
+        np.testing.assert_allclose(next_obs[known], out.next_obs[known], rtol=1e-2, atol=2e-2)
+        np.testing.assert_allclose(reward[known], out.reward[known], atol=5e-3)
+        seen.append((np.asarray(terminated) == np.asarray(out.terminated))[known])
+        assert info == {}
+        obs = out.next_obs
+    assert np.concatenate(seen).mean() >= 0.999 and np.concatenate(seen).size > 200
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"name: expected one of .*got 'ant'"):
+        restored_step_fn("ant")
+    with pytest.raises(ValueError, match=r"backend: expected one of .*got 'spring'"):
+        restored_step_fn("hopper", backend="spring")
