@@ -31,7 +31,7 @@ class BehaviourConfig:
     lanes: int = 1  # environments side by side
     initial_steps: int = 500  # per environment, with uniform actions
     block: int = 500  # steps per environment between two evaluations
-    blocks: int = 30
+    blocks: int = 40
     eval_episodes: int = 16
 
     def __post_init__(self) -> None:

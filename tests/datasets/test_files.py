@@ -57,10 +57,11 @@ def test_a_file_that_differs_in_any_byte_is_refused(dataset, tmp_path):
     save(path, dataset)
     whole = path.read_bytes()
     for place in range(len(whole)):
-        for flip in (1, 0x20):  # the second turns spaces to NUL and letters to their other case
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
-            with pytest.raises(DatasetError, match=str(path)):
-                load(path)
+        # A bit of the value, or the one that tells letters' cases, and spaces from NUL.
+        flip = 1 if place % 2 else 0x20
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+        with pytest.raises(DatasetError, match=r"data\.safetensors"):
+            load(path)
     path.write_bytes(whole)
     load(path)
 

@@ -51,6 +51,7 @@ def check(data):
     assert np.bincount(data.episode).max() == LENGTH
 
 
+@pytest.mark.slow
 def test_training_keeps_everything_in_order():
     done = behaviour()
     assert done.rows.tolist() == [22, 34, 46]  # 2 lanes x (5 + 6 per block)
@@ -143,21 +144,42 @@ def test_scores_are_relative_to_random_and_expert():
     np.testing.assert_allclose(normalized_score(-152.3, -1226.5, -152.3), 100)
 
 
+def bytes_of(data, path):
+    datasets.save(path, data)
+    return path.read_bytes()
+
+
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_bytes(tmp_path):
-    options = {"dims": 2, "episode_length": LENGTH}
-    files = []
-    for number, seed in enumerate((3, 3, 4)):
-        # Everything anew, compilation included.
-        jax.clear_caches()
-        data = datasets.generate("point_mass", "expert", seed, 40, CONFIG, options)
+    written = []
+    for seed in (3, 3, 4):
+        jax.clear_caches()  # everything anew, compilation included
+        done = datasets.train(jax.random.key(seed), env(), CONFIG)
+        done = dataclasses.replace(
+            done, returns=jnp.array([10.0, 50.0, 100.0]), random_return=jnp.zeros(())
+        )
+        data = datasets.record(done, env(), CONFIG, "medium", jax.random.key(seed), 40)
         check(data)
-        files.append(tmp_path / f"{number}.safetensors")
-        datasets.save(files[-1], data)
-    first, second, other = (file.read_bytes() for file in files)
-    assert first == second and first != other
-    about = datasets.load(files[0]).about
-    assert about["seed"] == 3 and about["options"] == options
-    assert about["training"]["blocks"] == 3 and about["score"] == 100.0
+        written.append(bytes_of(data, tmp_path / "data.safetensors"))
+    assert written[0] == written[1] != written[2]
+
+
+@pytest.mark.slow
+def test_a_generated_expert_is_one_and_comes_twice_alike(tmp_path):
+    config = datasets.BehaviourConfig(hidden=(32, 32), batch_size=64, block=250, blocks=12)
+    options = {"dims": 2, "episode_length": 20}
+    written = []
+    for level in ("expert", "expert", "medium", "medium-replay"):
+        data = datasets.generate("point_mass", level, 5, 2000, config, options)
+        written.append(bytes_of(data, tmp_path / "data.safetensors"))
+        about = datasets.load(tmp_path / "data.safetensors").about
+        assert about["seed"] == 5 and about["options"] == options
+        assert about["training"]["blocks"] == 12
+        assert about["score"] >= (66 if level == "expert" else 33)
+        # What it is said to return, it returns, but for the noise of its actions.
+        played = data.transitions.reward.mean() * 20
+        assert abs(played - about["return"]) < 5 or level == "medium-replay"
+    assert written[0] == written[1] != written[2]
 
 
 def test_a_configuration_counts():
