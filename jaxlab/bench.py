@@ -26,6 +26,7 @@ import optax
 from jaxlab import ensemble
 from jaxlab.ensemble import Experiment, engine
 from jaxlab.ensemble.progress import Progress
+from jaxlab.merging import bench as merging_bench
 
 REPEATS = 7
 SEEDS = 16
@@ -257,6 +258,10 @@ def report() -> str:
         "| prompt, tokens | prefill | per generated token |",
         "|---|---|---|",
         *decoding(),
+        "",
+        "### Merging checkpoints",
+        "",
+        *merging_bench.report(),
     ]
     return "\n".join(pieces)
 
