@@ -12,8 +12,16 @@ from jaxlab.search.mppi import MPPIConfig, MPPIInfo, MPPIState, init_mppi, plan_
 from jaxlab.search.noise import coloured_noise
 from jaxlab.search.planner import Planner, PlannerConfig, PlannerState, make_planner
 from jaxlab.search.scoring import score_plans
+from jaxlab.search.step_beam import (
+    Beams,
+    StepFunctions,
+    best_finished,
+    keep_best,
+    value_guided_beam,
+)
 
 __all__ = [
+    "Beams",
     "CEMConfig",
     "CEMInfo",
     "CEMState",
@@ -27,15 +35,19 @@ __all__ = [
     "Planner",
     "PlannerConfig",
     "PlannerState",
+    "StepFunctions",
+    "best_finished",
     "coloured_noise",
     "init_cem",
     "init_constrained",
     "init_icem",
     "init_mppi",
+    "keep_best",
     "make_planner",
     "plan_cem",
     "plan_icem",
     "plan_mppi",
     "score_plans",
     "step_constrained",
+    "value_guided_beam",
 ]

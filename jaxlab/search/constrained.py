@@ -39,7 +39,7 @@ class ConstrainedState(NamedTuple):
     mean: Float[Array, " p"]
     variance: Float[Array, " p"]
     best: Float[Array, "K p"]  # the start where nothing feasible was better
-    objective: Float[Array, " K"]  # of the best points; -inf where none was feasible yet
+    objective: Float[Array, " K"]  # of the best points; the least number where none is feasible
     margin: Float[Array, " K"]  # constraint + slack at the best points
 
 
@@ -68,7 +68,8 @@ def init_constrained(
         mean=start,
         variance=jnp.full(start.shape, jnp.asarray(std, start.dtype) ** 2),
         best=jnp.broadcast_to(start, (slacks.shape[0], start.shape[0])),
-        objective=jnp.where(constraint >= -slacks, objective, -jnp.inf),
+        # Finite, as a run's state has to be.
+        objective=jnp.where(constraint >= -slacks, objective, jnp.finfo(start.dtype).min),
         margin=constraint + slacks,
     )
 
