@@ -346,7 +346,8 @@ def front_plot(
         axes.set(xlabel=x_label, ylabel=y_label)
         _title_and_legend(axes, title, len(arms))
         counts = [len(values) for values in arms.values()]
-        _caption(figure, f"Along each ray from the origin. {_what_is_drawn(counts, failed, level)}")
+        words = f"Along each ray from the origin. {_what_is_drawn(counts, failed, level)}"
+        _caption(figure, textwrap.fill(words, 90))
         return figure
 
 

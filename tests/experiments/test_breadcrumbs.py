@@ -161,6 +161,7 @@ def made_up(experiment, config, **effects):
             "tuned": ("tuned", "breadcrumbs", 8),
             "tuned_all": ("tuned", "breadcrumbs", 16),
             "frozen": ("frozen", "breadcrumbs", 16),
+            "start": ("frozen", "breadcrumbs", 4),
             "control": ("frozen", experiment.PER_LEAF, 16),
         }[name]
         scores[f"{kind}/{arm}/{n}"] = scores[f"{kind}/{arm}/{n}"] + effect
@@ -183,6 +184,8 @@ def test_the_claim_needs_more_than_a_shorter_step(experiment):
     assert shorter["transfer"] == "reproduced"
     assert shorter["transfer, equal norms"] == "not_reproduced"
     assert judged()["tuned on 16 tasks"] == "not_reproduced"
+    # What counts is what is lost on the way: better from the start is no transfer.
+    assert judged(frozen=0.05, start=0.05)["transfer"] == "not_reproduced"
 
 
 def test_guards_speak(experiment):

@@ -109,9 +109,11 @@ def many(c, task):
 
 def test_two_models_are_merged_as_by_the_plain_method():
     key = jax.random.key(3)
-    nested = pareto.nested_map(key, many, 2, points=12, evolution=SMALL)
+    # Without generations: rounding that differs between programs would grow with them.
+    drawn = pareto.EvolutionConfig(40, 0)
+    nested = pareto.nested_map(key, many, 2, points=12, evolution=drawn)
     sample, search = jax.random.split(jax.random.split(key, 1)[0])
-    plain = pareto.map_front(search, many, pareto.lattice_points(sample, 2, 12), 2, evolution=SMALL)
+    plain = pareto.map_front(search, many, pareto.lattice_points(sample, 2, 12), 2, evolution=drawn)
     best = pareto.pareto_pick(plain.predicted, 1.0)
     np.testing.assert_allclose(nested.coefficients, plain.coefficients[best], rtol=1e-5)
     assert nested.evaluations == 2 + 24

@@ -128,7 +128,7 @@ def test_evolution_covers_a_front_of_three_objectives():
         assert pareto.hypervolume(found, corner) > 0.93 * best
     assert pareto.hypervolume(random, corner) < 0.9 * best
     near = jnp.abs(points[0][:, None] - pareto.reference_directions(3, 2)[None]).max(-1).min(0)
-    assert near.max() < 0.2
+    assert near.max() < 0.45 and near.mean() < 0.25
 
 
 def test_evolution_of_one_objective_is_an_optimum():
