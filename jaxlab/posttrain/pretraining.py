@@ -181,4 +181,5 @@ def pretrained(
     except ensemble.CheckpointError:
         # What is there was made by other code or another version: it is made again.
         curves = train(False)
-    return ensemble.states(place, experiment)["params"], curves
+    params = ensemble.states(place, experiment)["params"]
+    return jax.tree.map(jnp.asarray, params), curves

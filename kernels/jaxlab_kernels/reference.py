@@ -2,6 +2,8 @@
 the CPU's inference path. Differentiable to any order; its gradient stores every state.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -32,15 +34,18 @@ def step(
 
     Reference: Peng et al. 2025, "RWKV-7 Goose", eq. 16-17.
 
-    Pitfall: `a` reads the state before it decays; reading the decayed state is another model.
+    Pitfalls: `a` reads the state before it decays; reading the decayed state is another model. A
+    sum of elementwise products in place of the matrix products is slower, and jax 0.10.2 compiles
+    it wrongly for CPUs where the state is broadcast from one row in the same program.
     """
-    sa = jnp.sum(state * a[..., None, :], axis=-1)
+    product = partial(jnp.einsum, "...dk,...k->...d", precision=lax.Precision.HIGHEST)
+    sa = product(state, a)
     state = (
         state * jnp.exp(logw)[..., None, :]
         + sa[..., :, None] * b[..., None, :]
         + v[..., :, None] * k[..., None, :]
     )
-    return jnp.sum(state * r[..., None, :], axis=-1), state
+    return product(state, r), state
 
 
 def scan(

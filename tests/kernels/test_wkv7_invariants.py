@@ -27,6 +27,23 @@ def test_one_key_repeated_without_decay(chunk):
     check("xla", shape | data | {"dtype": "float32", "reset_state": False})
 
 
+def test_one_token_of_many_rows_that_share_a_state():
+    """With sums of products in place of dots, XLA computed rows beyond 2**15 elements wrongly."""
+    p = problem(length=1, width=8, batch=512, heads=2)
+    shared = p.s0[:1]
+
+    def outputs(inputs, s0):
+        return wkv7(*inputs, jnp.broadcast_to(s0, p.s0.shape))
+
+    y, state = jax.jit(outputs)(p.inputs, shared)
+    gradients, ds0 = jax.jit(lambda *x: jax.vjp(outputs, *x)[1]((p.dy, p.ds)))(p.inputs, shared)
+    whole = np.broadcast_to(shared, p.s0.shape)
+    want_y, want_state, _ = forward(p.inputs, whole)
+    want = backward(p.inputs, p.dy, p.ds, whole)
+    assert close((y, state, *gradients), (want_y, want_state, *(want[name] for name in NAMES)))
+    assert close([ds0], [want["s0"].sum(axis=0, keepdims=True)], 1e-5)
+
+
 @pytest.mark.parametrize(("chunk", "logw"), [(16, -9.9), (128, -1.24)])
 def test_decays_far_beyond_the_bound_of_rwkv7(chunk, logw):
     """Up to |logw| * chunk / 2 = 80, though products of rows in the wrong order are infinite."""
