@@ -101,7 +101,8 @@ def unit_curvature(curvature: Float[Array, "p p"], flattest: float) -> Float[Arr
         flattest: least curvature, in units of the largest one.
 
     Returns:
-        B, whose columns are eigenvectors of C over the square roots of their eigenvalues.
+        B, whose columns are eigenvectors of C over the square roots of their eigenvalues, the
+        flattest direction first.
     """
     values, vectors = jnp.linalg.eigh(0.5 * (curvature + curvature.T))
     return vectors / jnp.sqrt(jnp.maximum(values, flattest * values[-1]))[None, :]
@@ -173,8 +174,8 @@ def make(config: Config) -> ensemble.Experiment:
             likelihood=likelihood(model, layer, held_out),
             search=None,  # type: ignore[arg-type]
         )
-        std = (2 * slacks[config.searched] / layer.size) ** 0.5
         start = jnp.zeros_like(layer)
+        std = (2 * slacks[config.searched] / start.size) ** 0.5
         found = search.init_constrained(first_key, evaluate_points(state), start, slacks, std)
         return replace(state, search=found)
 
