@@ -19,10 +19,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from experiments._invisible_leash_exact import measures
 from jaxlab import ensemble, posttrain, tasks
 from jaxlab.posttrain import grpo, pretraining
 from jaxlab.tasks import countdown, countdown_postfix
+
+from ._invisible_leash_exact import measures
 
 if TYPE_CHECKING:
     import xarray

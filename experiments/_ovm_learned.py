@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments import _ovm_game as game
 from jaxlab import ensemble, nets, posttrain, tasks
 from jaxlab.search import value_guided_beam
 from jaxlab.tasks import countdown
+
+from . import _ovm_game as game
 
 LABELS = ("ovm", "prm", "prm-o")  # places of the networks
 SLOTS = game.STEPS  # numbers that remain after a step, at most

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import _invisible_leash_exact as tables
-from experiments import _invisible_leash_lm as lm
 from jaxlab.report import Curves, Outcome, Paper, registered_digests
 from jaxlab.stats import Claim, Evidence, Guard, decide, evaluation_seeds, guards
+
+from . import _invisible_leash_exact as tables
+from . import _invisible_leash_lm as lm
 
 if TYPE_CHECKING:
     import xarray

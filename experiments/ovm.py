@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _ovm_learned as learned
 from jaxlab import ensemble
 from jaxlab.report import Curves, Outcome, Paper, registered_digests
 from jaxlab.stats import Claim, Evidence, Guard, decide, evaluation_seeds, guards
+
+from . import _ovm_learned as learned
 
 PAPER = Paper(
     number="40",

@@ -23,6 +23,7 @@ def test_the_worked_example_runs_and_is_short(capsys):
     assert "reproduced" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_lines_on_weights_run(tmp_path, monkeypatch):
     _, block = BLOCKS
     config = rwkv7.Config(11, n_layer=1, n_embd=16, head_size=16, ranks=(4, 4, 4, 4))

@@ -67,6 +67,7 @@ def _same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_real_replay_holds_the_environments_own_transitions():
     states, _ = _run(fit_loss="nll")
     assert [int(s.real.count) for s in states] == [40, 48, 48]
@@ -143,6 +144,7 @@ def test_warm_up_adds_the_squared_error_in_the_first_block_only():
     assert not _same(warm[2].model, regularised[2].model)
 
 
+@pytest.mark.slow
 def test_members_under_vmap_equal_members_alone():
     init, update = _compiled(fit_loss="nll")
     keys = jax.random.split(jax.random.key(5), 2)

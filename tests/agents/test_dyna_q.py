@@ -17,6 +17,7 @@ TINY = DynaQConfig("replay", hidden=(8,), batch=4, horizon=2, initial_steps=12, 
 HPARAMS = {"lr": jnp.float32(1e-2), "temperature": jnp.float32(0.5), "model_lr": jnp.float32(1e-2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["replay", "model", "simulator"])
 def test_a_block_steps_learns_and_copies(key, source):
     experiment = dyna_q.make(panflute(2), replace(TINY, source=source))

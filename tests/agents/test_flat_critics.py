@@ -45,6 +45,7 @@ def norms(critics):
     return [np.linalg.norm(np.asarray(layer["kernel"]), 2, axis=(1, 2)) for layer in critics]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "hparams"),
     [
@@ -67,6 +68,7 @@ def test_a_regulariser_without_weight_is_none_to_the_last_bit(kind, hparams, bat
     assert not np.array_equal(on.critics[0]["kernel"], plain.critics[0]["kernel"])
 
 
+@pytest.mark.slow
 def test_critics_are_evaluated_within_the_bound_and_trained_beyond_it(batches):
     config = dataclasses.replace(PLAIN, critic_regulariser="spectral")
     state, _ = train(config, batches, spectral_beta=0.7)

@@ -75,6 +75,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_rows_are_steps_of_the_exact_model_and_end_in_a_truncation():
     init, update, _ = compiled(EXACT)
     states, metrics = run(init, update, epochs=3)
@@ -106,6 +107,7 @@ def test_a_penalty_for_model_uncertainty_changes_no_bit_of_an_exact_model():
             assert same(dataclasses.replace(a, hparams=None), dataclasses.replace(b, hparams=None))
 
 
+@pytest.mark.slow
 def test_a_learned_model_is_penalised_by_its_uncertainty():
     init, update, _ = compiled(LEARNED, with_data=True)
     plain, first = run(init, update, epochs=1)
@@ -138,6 +140,7 @@ def seven(key, agent, obs):
     return jnp.full(len(obs), 7.0)
 
 
+@pytest.mark.slow
 def test_the_patch_replaces_the_bootstrap_at_the_edge_and_nowhere_else():
     hparams = {"gamma": 0.5, "init_alpha": 1e-6}
     patched = compiled(EXACT, edge_of_reach=all_edge, true_value=seven)

@@ -86,6 +86,7 @@ def test_learns_to_reach_a_goal():
     assert len({str(jax.tree.map(lambda x: (x.shape, x.dtype), s)) for s in states}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_every_planner_reaches_the_goal_on_the_exact_model(planner):
     config = dataclasses.replace(CONFIG, planner=PLANNERS[planner], exact_model=True)
@@ -104,6 +105,7 @@ def test_a_block_on_the_exact_model_fits_nothing():
     assert int(states[-1].real.count) == 40
 
 
+@pytest.mark.slow
 def test_replay_holds_the_environments_own_transitions():
     states, _, _ = run()
     assert [int(s.real.count) for s in states] == [30, 40, 50]

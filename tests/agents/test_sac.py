@@ -198,6 +198,7 @@ def test_act_is_deterministic_without_a_key_and_sampled_with_one(key):
     np.testing.assert_allclose(zero, mean, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 3])
 def test_update_many_is_a_loop_of_updates(key, every):
     single = dataclasses.replace(SMALL, critic_layer_norm=True)

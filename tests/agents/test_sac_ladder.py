@@ -44,6 +44,7 @@ def _q(state, obs, action):
     return sac.q_values(state.critics, CONFIG, jnp.array([obs]), jnp.array([action]))
 
 
+@pytest.mark.slow
 def test_constant_reward(key):
     data = _data(key, 0.0, lambda o, a: jnp.ones_like(o), 0.0, terminated=True)
     state = _learn(key, data)

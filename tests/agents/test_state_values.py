@@ -48,6 +48,7 @@ def test_gradient_stops_at_the_action_unless_asked(key):
     np.testing.assert_allclose(through, w + c @ slope.T, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through_policy", [False, True])
 @pytest.mark.parametrize("clip_quantile", [None, 0.5])
 def test_stacked_gradients_equal_the_plain_ones(key, through_policy, clip_quantile):

@@ -21,6 +21,7 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_text_is_that_of_generate(weights, capsys):
     words = ["generate", "--weights", str(weights), "--vocab", "bytes", "--prompt", "Hé"]
     words += ["--tokens", "40", "--temperature", "0.7", "--top-k", "90", "--seed", "3"]

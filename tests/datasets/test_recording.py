@@ -70,6 +70,7 @@ def test_training_keeps_everything_in_order():
     assert 0 < float(done.random_return) < LENGTH
 
 
+@pytest.mark.slow
 def test_random_data_are_uniform():
     data = record("random", rows=400)
     check(data)

@@ -93,6 +93,7 @@ def test_a_shorter_run_than_stored_is_refused(regression, tmp_path):
         interrupted(regression(), tmp_path, 25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -218,6 +219,7 @@ def _restore_arguments(experiment, directory):
     return seen[0][1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flip", "stale"])
 def test_a_repaired_run_ends_with_the_same_numbers(regression, tmp_path, kind, one_row_visits):
     whole = ensemble.run(regression(), **RUN)

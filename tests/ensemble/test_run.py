@@ -57,6 +57,7 @@ def test_points_are_rows_of_values(regression):
     np.testing.assert_allclose(rows.loss, grid.loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sweep_compiles_per_point_and_stacks(regression):
     make = lambda width, arm: regression(width)  # noqa: E731
     static = {"width": [16, 8], "arm": ["b", "a"]}
@@ -142,6 +143,7 @@ def test_integer_metrics_become_real_so_that_the_dead_read_nan():
     assert data.n.dtype == np.float32 and data.n.values.tolist() == [[0, 1, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fast", "exact"])
 def test_slices_merge_into_the_single_run(regression, mode, tmp_path):
     options = {**RUN, "seeds": 4, "mode": mode, "grid": {"lr": [1e-2, 3e-3]}}
@@ -196,6 +198,7 @@ def test_a_collective_between_members_would_be_seen(cpu_devices):
     assert [c for c in COLLECTIVES if c in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
 def test_a_second_mesh_axis_is_legal(regression, cpu_devices, shape):
     devices = np.array(cpu_devices).reshape(shape)
@@ -269,6 +272,7 @@ def test_out_of_memory_halves_the_microbatch(regression, monkeypatch, capsys):
     assert data.identical(ensemble.run(regression(), **{**RUN, "seeds": 8, "mode": "exact"}))
 
 
+@pytest.mark.slow
 def test_auto_microbatch_fits_the_memory(regression, monkeypatch):
     experiment = regression(64)
     base = check_key(None)

@@ -37,6 +37,7 @@ def random_play(env, *, lanes, steps, seed=0):
     return play(jax.random.key(seed))
 
 
+@pytest.mark.slow
 def test_making_an_environment_is_silent_under_warnings_as_errors():
     code = (
         "import jax; from jaxlab.envs import make; env = make('brax/inverted_pendulum');"

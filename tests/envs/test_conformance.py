@@ -115,6 +115,7 @@ def test_reset_is_decided_by_its_key(name):
     assert (obs != np.asarray(reset(lane_keys(1))[1])).any(axis=1).all()
 
 
+@pytest.mark.slow
 @every
 def test_step_is_decided_by_its_arguments(name):
     w = world(name)
@@ -159,6 +160,7 @@ def test_clock_truncates_and_never_terminates(name):
     assert truncated.any()
 
 
+@pytest.mark.slow
 @every
 def test_auto_reset_keeps_the_last_observation(name):
     w = world(name)

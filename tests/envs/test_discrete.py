@@ -51,6 +51,7 @@ def all_panflute_steps(n):
     return following, rewards, sum(1 << int(end - 1) for end in ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_contract(name):
     env = WORLDS[name]()

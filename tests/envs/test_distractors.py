@@ -98,6 +98,7 @@ def test_environment_does_the_same_operations_as_without(name, kind):
         np.testing.assert_array_equal(out.reward, noisy_out.reward)
 
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize("name", ["pendulum", "cartpole_swingup"])
 def test_environment_is_unaffected_through_resets(name, kind):

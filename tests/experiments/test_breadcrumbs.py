@@ -47,6 +47,7 @@ def test_every_arm_has_the_same_number_of_trials(arms):
     assert len({tuple(band) for band in arms.BANDS.tolist()}) == arms.SETTINGS
 
 
+@pytest.mark.slow
 def test_arms_merge_as_the_library_does(arms, vectors):
     setting, key = jnp.int32(7), jax.random.key(0)
     keep, drop = (float(x) for x in arms.BANDS[7])
@@ -108,6 +109,7 @@ def test_controls_take_steps_of_the_same_length(arms, vectors):
     np.testing.assert_allclose(size(whole), size(other), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_world_is_learnable_and_its_noise_is_noise(world):
     sizes = world.World(tasks=3, width=24, hidden=24, examples=256, finetune_rate=3e-3)
     tasks = world.make_tasks(jax.random.key(0), sizes)

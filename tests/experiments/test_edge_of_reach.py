@@ -42,6 +42,7 @@ def test_the_lattice_has_an_edge_of_one_ring():
     np.testing.assert_allclose(tables.value[0], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_tables_fail_and_are_cured_as_the_paper_says(tmp_path):
     results, scores = e1.run(TABLES, tmp_path, True, False)
     best = scores["full_horizon", "return"]

@@ -93,6 +93,7 @@ def test_measures_of_no_change_and_of_a_collapse():
     assert float(collapsed["problem_net_change"]) == 0
 
 
+@pytest.mark.slow
 def test_programs_have_exact_probabilities():
     """Those of the listed programs, against sampling whole completions."""
     sizes = lm.Config(n_embd=16, ranks=(4, 4, 4, 4), problems=2)

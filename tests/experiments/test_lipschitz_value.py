@@ -49,6 +49,7 @@ def test_the_best_of_five_torques_by_a_known_value_keeps_the_pendulum_moving():
     np.testing.assert_allclose(still, -20 * (np.pi - 0.3) ** 2, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_arms_share_data_and_models_and_streams_change_the_learner(key):
     init = {
         name: jax.jit(fitted.make(fitted.SMOKE, name).init)

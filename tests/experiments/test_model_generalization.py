@@ -85,6 +85,7 @@ def test_denominators_make_values_integers(theory):
     assert np.abs(scaled - scaled.round()).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_small_count_confirms_the_theorem(theory):
     config = replace(theory.SMOKE, seeds=2, data_sets=8)
     data, statistics = theory.run(config)

@@ -69,6 +69,7 @@ def test_the_better_model_can_be_the_worse_one_to_plan_with():
     assert planned_return(model_b) == pytest.approx(-250, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["pendulum", "cartpole"])
 def test_data_are_the_environments_own_steps(models, world):
     control = models.Control(world=world, steps=12, horizon=4, plans=8, elites=2, iterations=1)
@@ -125,6 +126,7 @@ def test_a_fleets_models_keep_to_their_data_and_steps(models):
     assert int(fleet.done) == 20
 
 
+@pytest.mark.slow
 def test_the_last_layer_is_a_vector(models, attacking):
     training = models.Training(hidden=(4,))
     control = models.Control()

@@ -32,6 +32,7 @@ def walks():
     return problem, jax.jit(jax.vmap(one))(keys)
 
 
+@pytest.mark.slow
 def test_the_exact_value_is_the_frequency_of_success(walks):
     """After every first step that happens often, and before any."""
     problem, walk = walks
@@ -98,6 +99,7 @@ def test_perfect_guides_solve_what_was_measured_before():
     assert share("value", 1) > 0.93
 
 
+@pytest.mark.slow
 def test_what_the_networks_are_taught():
     games = learned.sample_games(jax.random.key(2), 4, "train")
     examples = jax.jit(lambda k: learned.sample_examples(k, games, 8))(jax.random.key(1))

@@ -33,6 +33,7 @@ def test_text_is_cut_by_files_and_windows_are_its_bytes(lm):
     assert 4 < lm._unigram_bits(text) < np.log2(257)
 
 
+@pytest.mark.slow
 def test_bits_per_byte_at_the_start_are_those_of_a_guess(lm):
     config = lm.PRESETS["smoke"]
     text = lm.standard_library(20_000)

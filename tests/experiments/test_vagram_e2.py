@@ -80,6 +80,7 @@ def test_the_target_is_a_constant(key):
     )
 
 
+@pytest.mark.slow
 def test_arms_weigh_the_same_data_by_ones_the_network_and_the_known_value(key):
     init = jax.jit(e2.make(TINY, 2, 4).init)
     mse, learned, known = (init(key, hparams(arm)) for arm in range(3))

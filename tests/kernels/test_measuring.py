@@ -12,6 +12,7 @@ from jaxlab_kernels.measure import Workload
 TINY = Workload(batch=1, length=32, heads=2, width=16, dtype="float32")
 
 
+@pytest.mark.slow
 def test_error_sees_a_wrong_kernel_and_a_wrong_gradient():
     right = measure.operator("xla", 16)
 
@@ -47,6 +48,7 @@ def test_bench_prints_a_row_for_each(capsys):
     assert "needs K and D in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_tuned_row_is_what_auto_runs(tmp_path, monkeypatch, capsys):
     table = tmp_path / "tuned.json"
     other = {"device_kind": "other", "width": 8, "dtype": "float32", "impl": "xla"}

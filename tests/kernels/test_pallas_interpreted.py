@@ -50,6 +50,7 @@ def test_triton_equals_oracle(case):
     check("pallas_triton", case)
 
 
+@pytest.mark.slow
 def test_head_groups_are_padded():
     check("pallas_tpu", GROUPS)
 

@@ -48,6 +48,7 @@ def total(y, state):
     return jnp.sum(y.astype(jnp.float32)) + jnp.sum(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl, case", COMBINATIONS)
 def test_forward_and_gradient_lower(impl, case):
     width, value_width, heads, chunk, dtype, resets, reset_state = case
@@ -69,6 +70,7 @@ def test_forward_and_gradient_lower(impl, case):
     assert text.count("custom_call @") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", CALLS)
 def test_vmap_is_one_kernel(impl):
     arrays, _, _ = arguments(64, 64, 2, 64, "bfloat16", False, False)

@@ -74,6 +74,7 @@ BF16 = dict.fromkeys(("y", "r", "k", "v"), 4e-3) | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", ["random", "bound"])
 @pytest.mark.parametrize("length", [16, 64, 128])
 def test_bfloat16_operands(length, decay):

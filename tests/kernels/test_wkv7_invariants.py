@@ -63,6 +63,7 @@ def test_decays_far_beyond_the_bound_of_rwkv7(chunk, logw):
     assert np.linalg.norm(gradients[1] - want["logw"]) < 5e-6 * terms
 
 
+@pytest.mark.slow
 def test_chunk_size_does_not_matter():
     p = problem(length=100, width=16, heads=2, resets="often", reset_state=True)
     results = [

@@ -27,6 +27,7 @@ def assert_same(got, want, bound):
         assert relative_error(x, y) < bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["scan", "xla"])
 @pytest.mark.parametrize("axis", ["batch_axis", "head_axis"])
 def test_splitting_batch_or_heads_changes_nothing(cpu_devices, axis, impl):
@@ -53,6 +54,7 @@ def test_splitting_batch_needs_no_communication(cpu_devices):
     assert not [op for op in ("all-reduce", "all-gather", "collective-permute") if op in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resets", ["none", "every7"])
 def test_sequence_over_two_devices_is_one_pass(cpu_devices, resets):
     mesh = mesh_of(cpu_devices, "time")

@@ -45,6 +45,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 @EACH
 def test_permuting_units_keeps_the_function(kind):
     spec, make, apply = KINDS[kind]
@@ -66,6 +67,7 @@ def test_splitting_heads_is_undone():
     equal(merging.join_heads(merging.split_heads(params, CONFIG.head_size)), params)
 
 
+@pytest.mark.slow
 @EACH
 def test_weight_matching_undoes_a_random_permutation(kind):
     spec, make, apply = KINDS[kind]
@@ -122,6 +124,7 @@ def activations(params, x):
     return found, x @ params[-1]["kernel"] + params[-1]["bias"][None]
 
 
+@pytest.mark.slow
 def test_activation_matching_undoes_a_random_permutation():
     spec = merging.mlp_axes(4)
     a = nets.mlp_init(jax.random.key(0), SIZES)

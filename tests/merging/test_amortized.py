@@ -32,6 +32,7 @@ def test_lattice_points_cover_the_cube_and_are_generic():
         pareto.lattice_points(jax.random.key(0), 3, 2)
 
 
+@pytest.mark.slow
 def test_a_quadratic_world_is_solved_with_as_many_evaluations_as_unknowns():
     points = pareto.lattice_points(jax.random.key(0), 2, 6)
     front = jax.jit(lambda k: pareto.map_front(k, near, points, 2, evolution=SMALL))(
@@ -51,6 +52,7 @@ def test_a_quadratic_world_is_solved_with_as_many_evaluations_as_unknowns():
     np.testing.assert_allclose(one.coefficients[0], [0.4], atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_box_beyond_the_points_is_not_trusted():
     points = pareto.lattice_points(jax.random.key(0), 2, 8)
     upward = lambda c, task: jnp.sum(c**2) + c[task]  # noqa: E731  best in a far corner
@@ -70,6 +72,7 @@ def test_angles_and_back():
     np.testing.assert_allclose(pareto.angles(jnp.asarray([1.0, 1.0])), [np.pi / 4], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_new_points_go_where_the_residuals_are():
     points = jnp.concatenate([jnp.eye(2), jax.random.uniform(jax.random.key(0), (30, 2))])
     phi = jax.vmap(pareto.angles)(points)[:, 0]
@@ -88,6 +91,7 @@ def test_new_points_go_where_the_residuals_are():
     assert 0.2 < (jax.vmap(pareto.angles)(even)[:, 0] > np.pi / 4).mean() < 0.8
 
 
+@pytest.mark.slow
 def test_further_points_keep_a_quadratic_and_belong_to_each_task():
     points = pareto.lattice_points(jax.random.key(0), 2, 7)
     front = jax.jit(
@@ -119,6 +123,7 @@ def test_two_models_are_merged_as_by_the_plain_method():
     assert nested.evaluations == 2 + 24
 
 
+@pytest.mark.slow
 def test_many_models_pair_by_pair():
     run = jax.jit(
         lambda key, liked: pareto.nested_map(

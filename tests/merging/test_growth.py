@@ -73,6 +73,7 @@ def test_orders_of_layers():
         growth.identity_depth(LAYERS, 4, zero=("x",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 6])
 def test_new_layers_that_write_nothing_keep_the_function(depth):
     grown = with_blocks(growth.identity_depth(PARAMS["blocks"], depth, zero=ZERO))
@@ -98,6 +99,7 @@ def test_stacking_silent_blocks_keeps_the_function():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes", [{"hidden": 37}, {"residual": 32, "heads": 8, "hidden": 25}], ids=["hidden", "all"]
 )
@@ -119,6 +121,7 @@ def test_copied_units_keep_the_function(sizes):
         growth.width_direct(SPLIT, SPEC, {"layer": 3})
 
 
+@pytest.mark.slow
 def test_new_zero_units_keep_the_function_and_can_learn():
     sizes = {"hidden": 30}
     grown = growth.width_zero(jax.random.key(1), SPLIT, SPEC, sizes)
@@ -150,6 +153,7 @@ def rms_model(params, mask):
     return growth.masked_rms_norm(x, params["gain"], mask, 1e-3) @ params["head"]
 
 
+@pytest.mark.slow
 def test_random_units_fade_in_behind_their_mask():
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
     names = {"emb": (5, 6), "gain": (6,), "up": (6, 8), "down": (8, 6), "head": (6, 3)}
@@ -177,6 +181,7 @@ def test_random_units_fade_in_behind_their_mask():
     )
 
 
+@pytest.mark.slow
 def test_a_learned_operator_starts_as_stacked_copies():
     sizes = {"hidden": 48, "residual": 32, "heads": 8}
     start = growth.ligo_init(SPLIT, SPEC, sizes, layers=4)

@@ -94,6 +94,7 @@ def closeness(c):
     return -jnp.sum((c[None] - ENDS) ** 2, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", ["nsga2", "nsga3"])
 def test_evolution_finds_the_segment_between_two_optima(selection):
     config = pareto.EvolutionConfig(60, 80, selection, divisions=20)
@@ -112,6 +113,7 @@ def test_evolution_finds_the_segment_between_two_optima(selection):
         np.testing.assert_allclose(values, jax.vmap(closeness)(points))
 
 
+@pytest.mark.slow
 def test_evolution_covers_a_front_of_three_objectives():
     corners = jnp.eye(3)
     objectives = lambda c: -jnp.sum((c[None] - corners) ** 2, axis=1)  # noqa: E731
@@ -176,6 +178,7 @@ def test_a_quadratic_is_recovered_from_as_many_points_as_unknowns(link):
     assert found.curvature.shape == (2, n, n)
 
 
+@pytest.mark.slow
 def test_the_linked_fit_is_least_squares_of_the_metric_and_stays_in_bounds():
     rng = np.random.default_rng(3)
     _, value = quadratics(4, 2, 1)
@@ -204,6 +207,7 @@ def test_bad_fits_are_named():
         pareto.fit_quadratic(jnp.zeros((6, 2)), jnp.zeros((6, 1)), "log")
 
 
+@pytest.mark.slow
 def test_the_local_expansion_of_a_linear_model_is_its_surrogate():
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(30, 4)), rng.normal(size=30)

@@ -186,6 +186,7 @@ def test_the_bytes_do_not_depend_on_memory_or_on_being_on_disk(
     assert all(np.array_equal(in_memory[name], on_disk[name]) for name in SHAPES)
 
 
+@pytest.mark.slow
 def test_random_blocks_of_a_streamed_leaf_are_those_of_the_array():
     shape = (
         1030,

@@ -26,6 +26,7 @@ def perturb(key, params):
     return jax.tree.unflatten(tree, noisy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
 def test_forward_matches_numpy(key, layer_norm, lead):

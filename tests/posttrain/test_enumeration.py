@@ -82,6 +82,7 @@ def with_advantages(estimate, mode="seq_mean_token_sum"):
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "group", "estimate", "factor"),
     [

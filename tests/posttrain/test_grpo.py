@@ -88,6 +88,7 @@ def test_seeds_and_learning_rates_are_one_program_without_the_host(plain):
     assert (keys == keys[:, :1]).all() and (keys[0] != keys[1]).any()
 
 
+@pytest.mark.slow
 def test_a_member_alone_is_the_member_in_the_ensemble(plain):
     states = members(plain)
     many, told = jax.jit(jax.vmap(plain.update))(states)
@@ -101,6 +102,7 @@ def test_a_member_alone_is_the_member_in_the_ensemble(plain):
     assert 0 <= float(told["test_pass_at_1"]) <= float(told["test_pass_at_n"]) <= 1
 
 
+@pytest.mark.slow
 def test_equal_rewards_change_nothing():
     hopeless = TASK._replace(outcome=lambda problem, completion: jnp.float32(0))
     experiment = grpo.make(hopeless, MODEL, start, grpo.Config(**SMALL))
@@ -110,6 +112,7 @@ def test_equal_rewards_change_nothing():
     assert float(metrics["degenerate"]) == 1 and float(metrics["grad_norm"]) == 0
 
 
+@pytest.mark.slow
 def test_several_passes_over_minibatches_with_a_tie_to_the_start():
     config = grpo.Config(
         **SMALL, epochs=2, minibatches=2, kl="exact", estimator="rloo", surrogate="cispo",
@@ -127,6 +130,7 @@ def test_several_passes_over_minibatches_with_a_tie_to_the_start():
     assert (kl[:, 2] > 1e-5).all()
 
 
+@pytest.mark.slow
 def test_the_first_gradient_is_reinforce_on_the_same_samples():
     """One plain gradient step of RLOO against the formula, all else taken from the rollout."""
     import optax

@@ -53,6 +53,7 @@ def test_log_probabilities_are_those_of_the_trainer(lm, rolled):
     np.testing.assert_allclose(score(model, params, many, rolled.tokens), logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_log_probabilities_under_filters(lm):
     """Top-k and temperature: the behaviour is the filtered distribution, the policy is not."""
     model, params, _ = lm
@@ -110,6 +111,7 @@ def test_after_the_stop_token_nothing_happens(lm, rolled):
         np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_in_any_batch(lm, rolled):
     model, params, _ = lm
     order = jnp.asarray([5, 0, 23, 11])
@@ -144,6 +146,7 @@ def test_frequencies_are_the_distribution(lm):
     assert (np.abs(found - want) <= 4 * np.sqrt(want * (1 - want) / n) + 1e-9).all()
 
 
+@pytest.mark.slow
 def test_prompts_of_different_lengths(lm, rolled):
     model, params, _ = lm
     junk = jnp.concatenate([PROMPTS[:1], jnp.full((1, 5), 17)], axis=1)
@@ -189,6 +192,7 @@ def talker():
     return posttrain.rwkv7_model(config), rwkv7.init(jax.random.key(2), config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kvsum", "tool"])
 def test_what_an_environment_writes(talker, name):
     model, params = talker
@@ -224,6 +228,7 @@ def test_what_an_environment_writes(talker, name):
         assert int(forced) == voc.OBS
 
 
+@pytest.mark.slow
 def test_the_transformer_is_a_language_model_too():
     config = nets.TransformerConfig(20, n_layer=1, n_embd=16, head_size=8)
     model = posttrain.transformer_model(config, capacity=14)

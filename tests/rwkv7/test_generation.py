@@ -60,6 +60,7 @@ def scores(params, config, prompt, tokens, lengths=None):
     return np.take_along_axis(log_probs, np.asarray(tokens)[..., None], -1)[..., 0], logits, state
 
 
+@pytest.mark.slow
 def test_log_probabilities_and_state_are_those_of_the_parallel_form(
     params, config, prompt, generated
 ):
@@ -88,6 +89,7 @@ def test_a_key_decides_everything(params, config, prompt, generated):
     np.testing.assert_array_equal(rows[0], generated.tokens[0])  # other rows do not matter
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_prompts_and_temperatures_is_a_loop(params, config, prompt):
     keys = jax.random.split(jax.random.key(6), 2)
     temperatures = jnp.asarray([3.0, 6.0])
@@ -123,6 +125,7 @@ def test_stop_tokens_end_a_row_and_freeze_its_state(params, config, prompt, gene
     assert_state(stopped.state, scores(params, config, prompt, stopped.tokens, lengths)[2])
 
 
+@pytest.mark.slow
 def test_prompts_of_different_lengths(params, config, prompt, generated):
     junk = prompt.at[1, 2:].set(17)
     got = generate(params, config, junk, lengths=jnp.asarray([5, 2, 5]))

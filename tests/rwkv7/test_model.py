@@ -104,6 +104,7 @@ def test_reset_is_a_new_sequence(params, config, tokens, start, impl):
     jax.tree.map(close, state, last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["scan", "xla"])
 def test_reset_goes_to_a_learned_state_and_it_gets_its_gradient(
     params, config, tokens, start, impl
@@ -132,6 +133,7 @@ def test_reset_goes_to_a_learned_state_and_it_gets_its_gradient(
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in got_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["scan", "xla"])
 def test_right_padding_does_not_touch_anything(params, config, tokens, start, oracle, impl):
     lengths = jnp.asarray([20, 3])
@@ -163,6 +165,7 @@ def test_a_reset_on_padding_is_ignored(params, config, tokens):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.slow
 def test_the_first_layers_value_residual_has_no_gradient(params, config, tokens):
     _, grads = slopes(params, config, tokens)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
@@ -210,6 +213,7 @@ def test_an_ensemble_that_recomputes_blocks_is_a_loop_that_does_not(
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-5), one, want)
 
 
+@pytest.mark.slow
 def test_rows_may_live_on_different_devices(params, config, tokens, cpu_devices):
     mesh = jax.sharding.Mesh(np.asarray(cpu_devices), ("data",))
     rows, everywhere = jax.P("data"), jax.P()
@@ -229,6 +233,7 @@ def test_rows_may_live_on_different_devices(params, config, tokens, cpu_devices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-5), got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_bfloat16_keeps_dtypes_and_stays_near(config, make_config, params, tokens, param_dtype):
     low = make_config(dtype="bfloat16", param_dtype=param_dtype)

@@ -32,6 +32,7 @@ def test_a_cycle_is_learnt(training):
     assert losses[-1] < 0.2
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_model_change_nothing(training, cpu_devices):
     state = jax.jit(training.init)(jax.random.key(0))
     mesh = Mesh(np.array(cpu_devices[:2]), "data", axis_types=(AxisType.Auto,))

@@ -72,6 +72,7 @@ def quadratic(plans):
     return -jnp.sum((plans - 0.3) ** 2, axis=(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_reaches_the_riccati_cost_within_one_percent(name, key):
     config, hyperparams = LARGE[name]
@@ -97,6 +98,7 @@ def test_warm_starts_bring_it_closer(name, key):
     assert np.mean(errors[-4:]) < 0.5 * errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_non_finite_returns_rank_below_everything(name, bad, key):

@@ -29,6 +29,7 @@ def test_student_and_yuen_cover(interval, n):
     assert _coverage(interval(d), 3.0) == pytest.approx(0.95, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [10, 20])
 def test_bootstrap_of_the_iqm_covers(n):
     d = 3.0 + jax.random.normal(jax.random.key(n), (DATA_SETS, n))

@@ -17,6 +17,7 @@ from jaxlab.stats import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", range(1, 51))
 def test_iqm_equals_scipy_trim_mean(n):
     x = np.random.default_rng(n).lognormal(size=n)

@@ -54,6 +54,7 @@ def test_jit_equals_eager_and_vmap_equals_a_loop(name):
     _check_close(jax.jit(jax.vmap(fn))(X), stacked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("data", ["distinct", "constant"])
 def test_gradients_are_finite_even_for_constant_data(name, data):
@@ -76,6 +77,7 @@ def test_gradient_of_the_mean_limits_is_the_closed_form():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dtype_is_kept(name, dtype):

@@ -9,6 +9,7 @@ from jaxlab import tasks
 from jaxlab.tasks import vocabulary as voc
 
 
+@pytest.mark.slow
 def test_prompts_and_solutions_have_their_shape_and_the_solutions_are_right(task):
     small, vocab = tasks.compact(task), tasks.compact_vocab(task.used)
     size = small.vocab_size
@@ -90,6 +91,7 @@ def in_training(task, n):
     return jax.jit(jax.vmap(one))(keys)
 
 
+@pytest.mark.slow
 def test_no_test_problem_is_drawn_for_training(task):
     hashes, good = in_training(task, 1000)
     assert good.all() and (np.asarray(hashes) % 10 != 0).all()

@@ -115,6 +115,7 @@ def test_a_failing_calculator_says_its_noise():
     assert replies(GOLDEN, PROBLEM._replace(fails=jnp.int32(1)))[7:14] == reply(4321)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 2), (3, 2), (3, 3)])
 def test_problems(draw, sizes):
     config = tool.Config(*sizes)

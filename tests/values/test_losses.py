@@ -51,6 +51,7 @@ def test_q_learning_of_a_scalar_table_by_hand():
     np.testing.assert_allclose(cql, np.mean((y - q) ** 2) + 2 * penalty, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: h.kind)
 def test_sarsa_bootstraps_with_the_actions_of_the_data(head, key):
     online, target = (head.init(k, 3, 2) for k in jax.random.split(key))

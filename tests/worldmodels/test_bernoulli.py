@@ -44,6 +44,7 @@ def test_a_sure_and_right_model_has_no_loss_left():
     np.testing.assert_allclose(loss, 160 + 0.5 * math.log(2 * math.pi), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("episodic", [True, False])
 def test_shapes_gradients_and_what_reaches_what(key, episodic):
     params = bernoulli.init(key, 6, 3, (8, 8), episodic)
@@ -107,6 +108,7 @@ def test_weights_are_the_probability_of_being_reached(key):
         soft_rollout(key, step, lambda k, o: o, jnp.zeros((3, 1)), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", [panflute(3, spontaneous=False), procmaze(3, spontaneous=False)])
 def test_an_exact_model_repeats_the_simulator_bit_for_bit(key, env):
     """Observations determine these states, so that a model can be made of the simulator."""

@@ -53,6 +53,7 @@ def sets_of(models, reward, true, pairs):
     return [{tuple(row) for row in fractions[np.asarray(mask)]} for mask in masks], q, masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("factored", [False, True])
 def test_model_based_values_are_among_model_free_ones(seed, factored):

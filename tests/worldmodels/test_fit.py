@@ -113,6 +113,7 @@ def test_changing_a_members_data_leaves_the_other_members_bitwise_equal(key):
             assert same == (j != m)
 
 
+@pytest.mark.slow
 def test_a_member_trains_as_if_it_were_alone(key):
     one = dataclasses.replace(CONFIG, members=1, elites=1)
     data = make_data(0)
@@ -143,6 +144,7 @@ def test_affine_changes_of_inputs_leave_predictions_after_a_refit(key):
     np.testing.assert_allclose(logvar_b - 2 * jnp.log(unit), logvar_a, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_linear_gaussian_system_is_recovered(key):
     config = dataclasses.replace(CONFIG, members=5, elites=5, hidden=(), predict_reward=False)
     # Scored by the likelihood: the squared error stops improving before the variance does.
@@ -185,6 +187,7 @@ def test_distractor_outputs_without_value_never_move(key):
 ONLY_MSE = {"value_coef": 0.0, "reward_coef": 0.0, "mse_coef": 1.0}
 
 
+@pytest.mark.slow
 def test_mse_coefficient_alone_is_the_mse_arm(key):
     data, state = make_data(0), INIT(key, DETERMINISTIC, 2, 1)
 
@@ -278,6 +281,7 @@ def test_parameters_are_the_best_not_the_last(key):
     assert metrics["epochs"] == 5
 
 
+@pytest.mark.slow
 def test_stops_after_patience_epochs_without_improvement(key):
     data, state = make_data(0), INIT(key, CONFIG, 2, 1)
     patient = wm.FitConfig(batch_size=32, max_epochs=50, patience=3, improvement=0.01)
@@ -299,6 +303,7 @@ def test_warm_start_goes_on_from_parameters_and_moments(key):
     assert two.opt_state.count == 2 * one.opt_state.count == 2 * 5 * 3  # ceil(96 / 32) steps
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop_over_seeds(key):
     keys = jax.random.split(key, 2)
     stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731

@@ -32,6 +32,7 @@ def test_members_that_agree_are_certain():
         uncertainty(mean, None, "max")
 
 
+@pytest.mark.slow
 def test_the_step_function_reports_it_of_the_elites_alone(key):
     config = wm.EnsembleConfig(members=3, elites=2, hidden=(4,))
     state = wm.init(key, config, 2, 1)
