@@ -32,6 +32,7 @@ def _config(kind, **changes):
     return dqn.DQNConfig(head=HEADS[kind], hidden=(32,), target_every=20, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_solves_a_chain_by_q_learning_and_by_sarsa(kind, key):
     config = _config(kind)

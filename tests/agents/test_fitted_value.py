@@ -68,6 +68,7 @@ def test_lookahead_is_one_backup_and_stops_at_the_end(key):
     np.testing.assert_allclose(q, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [("spectral", {"spectral_beta": 1e30}), ("robust", {"robust_coef": 0.0})],
@@ -90,6 +91,7 @@ def test_a_bound_holds_and_keeps_the_value_flat():
     assert slope.max() <= 2.0 * 0.25 * 1.01 < np.abs(np.diff(exact_values())).max() / 0.25
 
 
+@pytest.mark.slow
 def test_penalties_flatten():
     def steepest(kind, **changes):
         config, _, metrics, (params, _) = train(kind, **changes)
@@ -104,6 +106,7 @@ def test_penalties_flatten():
     assert float(metrics["penalty"][-1]) > 0
 
 
+@pytest.mark.slow
 def test_targets_are_constants_and_the_target_moves_by_tau(key):
     config = FittedValueConfig((4,))
     state = fitted_value.init(key, config, 1)

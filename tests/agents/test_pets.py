@@ -128,6 +128,7 @@ def test_the_warm_start_ends_with_the_episode():
     assert np.abs(states[-1].plan.mean[:-1]).max() > 0
 
 
+@pytest.mark.slow
 def test_seeds_and_modes_of_propagation_differ():
     init, _, evaluate = compiled()
     first, second = (init(jax.random.key(k)) for k in (0, 1))

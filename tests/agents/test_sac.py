@@ -246,6 +246,7 @@ def test_vmap_over_seeds_and_rates_equals_a_loop(key):
         )
 
 
+@pytest.mark.slow
 def test_jit_equals_eager_and_keeps_dtypes(key):
     hparams = sac.hyperparams(ACTION)
     state = _init(key, LINEAR, hparams, OBS, ACTION)

@@ -85,6 +85,7 @@ def test_random_data_are_uniform():
         datasets.record(None, env(), CONFIG, "expert", jax.random.key(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level, block", [("medium", 1), ("expert", 2)])
 def test_levels_act_by_their_policy(level, block):
     data = record(level)

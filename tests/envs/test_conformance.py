@@ -106,6 +106,7 @@ def test_step_shapes_and_dtypes(name):
     assert out.terminated.dtype == out.truncated.dtype == jnp.bool_
 
 
+@pytest.mark.slow
 @every
 def test_reset_is_decided_by_its_key(name):
     reset = world(name).reset

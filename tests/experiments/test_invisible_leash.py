@@ -1,17 +1,22 @@
 """The leash: what the tables do by theory, exact probabilities of programs, a short run."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _invisible_leash_exact as tables
-from experiments import _invisible_leash_lm as lm
-from experiments import invisible_leash
 from jaxlab import posttrain
 from jaxlab.posttrain import pretraining
+from jaxlab.report import discover, load_program
 from jaxlab.stats import Claim
 
+invisible_leash = sys.modules[load_program(discover()["invisible_leash"]).run.__module__]
+tables, lm = (
+    sys.modules[f"{invisible_leash.__package__}._invisible_leash_{part}"]
+    for part in ("exact", "lm")
+)
 SIZES = tables.Config(prompts=6, completions=10, steps=50, most_correct=4)
 
 

@@ -70,6 +70,7 @@ def test_arms_share_data_and_models_and_streams_change_the_learner(key):
     np.testing.assert_array_equal(fewer.test.obs, single.test.obs)
 
 
+@pytest.mark.slow
 def test_exact_dynamics_have_no_value_aware_error_and_slopes_are_in_units_of_the_data(key):
     experiment = fitted.make(fitted.SMOKE, "exact")
     state = jax.jit(experiment.init)(key, hparams())

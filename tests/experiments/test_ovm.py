@@ -1,5 +1,6 @@
 """OVM: the walk and its exact guides, what the networks are taught, a short run."""
 
+import sys
 from dataclasses import replace
 
 import jax
@@ -7,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _ovm_game as game
-from experiments import _ovm_learned as learned
-from experiments import ovm
+from jaxlab.report import discover, load_program
 from jaxlab.search import value_guided_beam
 from jaxlab.tasks import countdown, countdown_exact
 
+ovm = sys.modules[load_program(discover()["ovm"]).run.__module__]
+game, learned = (sys.modules[f"{ovm.__package__}._ovm_{part}"] for part in ("game", "learned"))
 TINY = ovm.PRESETS["smoke"].study
 
 

@@ -98,6 +98,7 @@ def test_arms_weigh_the_same_data_by_ones_the_network_and_the_known_value(key):
     assert not np.any(np.asarray(other.train.obs) == np.asarray(mse.train.obs))
 
 
+@pytest.mark.slow
 def test_update_and_evaluation_are_pure_and_finite(key):
     experiment = e2.make(TINY, 2, 4)
     state = jax.jit(experiment.init)(key, hparams(1))

@@ -45,6 +45,7 @@ def test_tpu_equals_oracle(case):
     check("pallas_tpu", case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[1:3], ids=describe)
 def test_triton_equals_oracle(case):
     check("pallas_triton", case)
@@ -76,6 +77,7 @@ def test_grid_equals_oracle(impl, widths, chunk, dtype):
         check(impl, CASE | static | data | {"reset_state": resets == "edges"})
 
 
+@pytest.mark.slow
 def test_vmap_equals_loop(impl="pallas_tpu"):  # the kernels share what folds the mapped axis
     problems = [problem(32, 32, batch=2, resets="every7", seed=s) for s in range(2)]
     inputs = [jnp.stack([jnp.asarray(p.inputs[i]) for p in problems]) for i in range(6)]

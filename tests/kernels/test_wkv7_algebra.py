@@ -22,6 +22,7 @@ def count_of(reset):
     return None if reset is None else np.cumsum(reset[0])[:, None].astype(np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resets", ["none", "often"])
 @pytest.mark.parametrize("length", [16, 128])
 def test_exact_in_float64(length, resets):

@@ -86,6 +86,7 @@ def test_one_state_for_all_batch_rows_gets_the_summed_gradient():
         assert relative_error(one, many.sum(0)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["scan", "xla"])
 def test_vmap_is_a_loop(impl):
     """Over an ensemble of tokens and learned states, with tokens' resets and s0 shared."""
@@ -121,6 +122,7 @@ def double_problem():
     return run, inputs
 
 
+@pytest.mark.slow
 def test_second_order_by_forward_over_reverse():
     with jax.enable_x64(True):
         run, inputs = double_problem()

@@ -74,6 +74,7 @@ def test_fit_is_least_squares():
     assert r2 == 1 and (gene.base == 1).all() and not gene.slope.any()
 
 
+@pytest.mark.slow
 def test_gradients_of_the_gene_are_sums_over_layers():
     depth = 4
     of_gene = jax.jit(jax.grad(lambda g: loss(growth.le_expand(g, depth), depth)))(GENE)
@@ -93,6 +94,7 @@ def test_a_descendant_of_the_same_depth_is_the_auxiliary_model():
     assert "head" not in deeper and growth.depth_of(deeper["blocks"]) == 7
 
 
+@pytest.mark.slow
 def test_linearity_against_shuffled_layers():
     key = jax.random.key(0)
     line = growth.linearity_report(key, growth.le_expand(GENE, 8))

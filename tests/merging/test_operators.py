@@ -224,6 +224,7 @@ def test_arcee_fusion_takes_the_outliers():
     assert 0 < (expected != b).mean() < 0.3
 
 
+@pytest.mark.slow
 def test_dare_is_unbiased_in_the_papers_form_and_keeps_the_norm_in_mergekits():
     base, model = jnp.zeros(6), jnp.asarray([[1.0, -2.0, 0.5, 0.0, 3.0, -1.0]])
     keys = jax.random.split(jax.random.key(1), 4096)
@@ -333,6 +334,7 @@ def test_wudi_lowers_the_interference():
     close(run("wudi", MODELS[:1], steps=5), MODELS[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 5)])
 def test_derivatives_of_factorizations(shape):
     a = jnp.asarray(RNG.normal(size=shape), jnp.float32)

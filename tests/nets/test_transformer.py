@@ -68,6 +68,7 @@ def close(got, want, scale=2e-5):
     np.testing.assert_allclose(got, want, rtol=0, atol=scale * np.std(np.asarray(want)))
 
 
+@pytest.mark.slow
 def test_logits_match_numpy_wherever_the_sequence_starts(params, config, tokens):
     logits = apply(params, config, tokens)
     for row in range(3):

@@ -123,6 +123,7 @@ def test_a_row_is_the_same_in_any_batch(lm, rolled):
     assert not np.array_equal(many[0], rolled.tokens)
 
 
+@pytest.mark.slow
 def test_early_exit_changes_nothing(lm, rolled):
     model, params, _ = lm
     got = sample(model, params, jnp.repeat(PROMPTS, 8, axis=0), KEY, early_exit=True)
@@ -161,6 +162,7 @@ def test_prompts_of_different_lengths(lm, rolled):
         posttrain.completion_logits(model, params, PROMPTS, rolled.tokens[:8])
 
 
+@pytest.mark.slow
 def test_snapshots_are_places_to_branch_from(lm, rolled):
     """Going on from the state behind token t with the same key gives the same tokens."""
     model, params, _ = lm

@@ -26,6 +26,7 @@ def test_duration(s, text):
     assert duration(s) == text
 
 
+@pytest.mark.slow
 def test_conclusion_names_the_parts_that_decided(record):
     gain, level, cost = record.parts
 

@@ -32,6 +32,7 @@ def test_equal_logits_pull_at_the_first():
     np.testing.assert_allclose(grad(logits)[0, 0], (0.25 - 1 + 2.0, 0.25, 0.25, 0.25), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_positions_do_not_exist(key):
     logits = jax.random.normal(key, (2, 6, 5))
     targets = jax.random.randint(key, (2, 6), 0, 5)

@@ -27,6 +27,7 @@ def test_lengths(n, p, prompt, solution):
     assert (config.prompt_length, config.solution_length) == (prompt, solution)
 
 
+@pytest.mark.slow
 def test_variants():
     merged = chain.Config(n_steps=4, merge=2, hint=1)
     problem = chain.Problem(

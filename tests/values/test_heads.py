@@ -57,11 +57,13 @@ def train(name, steps=600):
     return np.asarray(head.mean(head.apply(params, rows))[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scalar", "mse_softmax", "two_hot", "hl_gauss", "quantile"])
 def test_every_kind_learns_the_mean(name):
     np.testing.assert_allclose(train(name), [0.5, 4.0, 8.0], atol=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["scalar", "scalar_clip", "mse_softmax", "hl_gauss", "c51, symexp", "quantile"]
 )

@@ -90,6 +90,7 @@ def test_only_the_first_count_rows_matter(key):
     assert not np.array_equal(other[0].params.net[0]["kernel"], clean[0].params.net[0]["kernel"])
 
 
+@pytest.mark.slow
 def test_changing_a_members_data_leaves_the_other_members_bitwise_equal(key):
     # Constant targets' units, and no early stop: members share nothing but the holdout rows.
     config = dataclasses.replace(CONFIG, normalize_targets=False)
@@ -254,6 +255,7 @@ def test_value_aware_objectives_are_their_losses_in_environment_units(key):
         np.testing.assert_allclose(metrics["reward_loss"], 4.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_elites_and_best_parameters_follow_the_score(key):
     data, state = make_data(0), INIT(key, CONFIG, 2, 1)
 

@@ -77,6 +77,7 @@ def test_variance_of_a_sum_over_16_steps(key, mode, variance):
     np.testing.assert_array_equal(out.transition.reward, out.transition.next_obs[..., 0])
 
 
+@pytest.mark.slow
 def test_step_uses_the_elites_and_the_given_rules(key):
     config = wm.EnsembleConfig(members=4, elites=2, hidden=(8,), deterministic=True)
     state = dataclasses.replace(wm.init(key, config, 3, 1), elites=jnp.array([2, 0], jnp.int32))

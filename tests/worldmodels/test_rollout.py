@@ -93,6 +93,7 @@ def test_only_the_last_counting_step_is_truncated(on_done):
     np.testing.assert_array_equal(short.transition.obs, out.transition.obs)
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop_and_grad_flows(key):
     keys = jax.random.split(key, 3)
     start = jnp.array([[0.3], [-1.0]])

@@ -124,6 +124,7 @@ def equal(one, other):
     return all(np.array_equal(a, b) for a, b in leaves)
 
 
+@pytest.mark.slow
 def test_steps_that_do_not_count_leave_the_model_alone(key):
     data = linear_data(key, 64)
     fit = jax.jit(lambda active: fitted(key, data, active=active))
@@ -138,6 +139,7 @@ def fitted_jit(key, data, **options):
     return jax.jit(lambda d: fitted(key, d, **options))(data)
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_count_and_of_weight_zero_are_never_seen(key):
     data = linear_data(key, 64)
     poisoned = jax.tree.map(lambda x: x.at[40:].set(jnp.asarray(7).astype(x.dtype)), data)
