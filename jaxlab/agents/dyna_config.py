@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import flax.struct
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlab import worldmodels
-from jaxlab.agents.sac import SACConfig, SACHyperparams
-from jaxlab.agents.sac import hyperparams as sac_hyperparams
+from jaxlab.agents.sac_config import SACConfig, SACHyperparams, with_sac
 
 FitLoss = Literal["nll", "mse", "value_gradient", "taylor_value_aware", "iter_value_aware"]
 
@@ -121,15 +119,4 @@ def hyperparams(
     Raises:
         ValueError: if a name is unknown.
     """
-    given = dict(overrides or {})
-    own = {name: given.pop(name, value) for name, value in _DEFAULTS.items()}
-    sac_names = [field.name for field in dataclasses.fields(SACHyperparams)]
-    unknown = sorted(set(given) - set(sac_names))
-    if unknown:
-        raise ValueError(
-            f"hparams: unknown {unknown}, expected among {sorted([*_DEFAULTS, *sac_names])}"
-        )
-    return DynaHyperparams(
-        sac=sac_hyperparams(action_dim, **given),
-        **{name: jnp.asarray(value, jnp.float32) for name, value in own.items()},
-    )
+    return DynaHyperparams(**with_sac(overrides, _DEFAULTS, action_dim))

@@ -1,8 +1,8 @@
 """Static configuration and traced hyper-parameters of soft actor-critic."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 import flax.struct
 import jax
@@ -119,3 +119,33 @@ def hyperparams(
         "robust_eps": robust_eps,
     }
     return SACHyperparams(**{name: jnp.asarray(v, jnp.float32) for name, v in values.items()})
+
+
+def with_sac(
+    overrides: Mapping[str, float | Float[Array, ""]] | None,
+    defaults: Mapping[str, float],
+    action_dim: int,
+) -> dict[str, Any]:
+    """Completes the hyper-parameters of an agent that holds a soft actor-critic.
+
+    Args:
+        overrides: some of the agent's own and of the `SACHyperparams`, by name.
+        defaults: the agent's own.
+        action_dim: length of an action (the target entropy's default is minus it).
+
+    Returns:
+        The agent's own by name, float32 scalars, and "sac", the `SACHyperparams`.
+
+    Raises:
+        ValueError: if a name is unknown.
+    """
+    given = dict(overrides or {})
+    own = {name: given.pop(name, value) for name, value in defaults.items()}
+    sac_names = [field.name for field in dataclasses.fields(SACHyperparams)]
+    unknown = sorted(set(given) - set(sac_names))
+    if unknown:
+        raise ValueError(
+            f"hparams: unknown {unknown}, expected among {sorted([*defaults, *sac_names])}"
+        )
+    scalars = {name: jnp.asarray(value, jnp.float32) for name, value in own.items()}
+    return {"sac": hyperparams(action_dim, **given), **scalars}
