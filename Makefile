@@ -23,8 +23,8 @@ test-slow: $(READY)  ## kills, long runs, learning curves
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(READY)  ## measures every row of BENCHMARKS.md again
-	@$(BIN)/python -m jaxlab.bench
+bench: $(READY)  ## measures every row of BENCHMARKS.md again; PEERS="--mergekit PYTHON ..." for peers
+	@$(BIN)/python -m jaxlab.bench $(PEERS)
 
 lock: $(READY)  ## resolves requirements.lock anew from the ranges in pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv

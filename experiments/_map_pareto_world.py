@@ -250,13 +250,7 @@ def make(config: Config) -> ensemble.Experiment:
         nest,
     ]
 
-    def update(state):
-        late = state.step - 2 * updates
-        phase = jnp.where(late < 0, (state.step >= updates).astype(jnp.int32), late + 2)
-        state = jax.lax.switch(phase, phases, state)
-        return replace(state, step=state.step + 1), state.found
-
-    return ensemble.Experiment(init, update)
+    return ensemble.Experiment(init, tv.in_phases(phases, updates))
 
 
 def updates_of(config: Config) -> int:

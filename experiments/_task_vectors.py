@@ -5,8 +5,9 @@ head. A base encoder is trained on all tasks with half of the labels noisy; each
 starts there and sees one task's clean labels. What a copy has moved is its task vector.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,25 @@ def losses(params: Encoder, heads: Float[Array, "T w c"], data: Examples) -> Flo
     inputs, labels = data
     each = optax.softmax_cross_entropy_with_integer_labels(logits(params, heads, inputs), labels)
     return jnp.mean(each, axis=-1)
+
+
+def in_phases(
+    phases: Sequence[Callable[[Any], Any]], updates: int
+) -> Callable[[Any], tuple[Any, Any]]:
+    """The update of an experiment: two trainings of some updates each, then other phases in turn.
+
+    Args:
+        phases: functions of the state, a dataclass with `step` and with `found`, what is reported.
+        updates: how often each of the first two is called; the others are called once.
+    """
+
+    def update(state):
+        late = state.step - 2 * updates
+        phase = jnp.where(late < 0, (state.step >= updates).astype(jnp.int32), late + 2)
+        state = jax.lax.switch(phase, phases, state)
+        return replace(state, step=state.step + 1), state.found
+
+    return update
 
 
 def fit_init(params: Encoder) -> Fit:

@@ -2,8 +2,12 @@
 
 Every ratio comes from one run on one machine, as the median of repeats in turn, so that a machine
 that slows down slows both sides down.
+
+Peers are measured too where they are to be found: `--mergekit`, `--mbrl` and `--torch` each take
+the Python of an environment that has that library.
 """
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -24,9 +28,11 @@ import numpy as np
 import optax
 
 from jaxlab import ensemble
+from jaxlab.agents import bench as agents_bench
 from jaxlab.ensemble import Experiment, engine
 from jaxlab.ensemble.progress import Progress
 from jaxlab.merging import bench as merging_bench
+from jaxlab.posttrain import bench as posttrain_bench
 
 REPEATS = 7
 SEEDS = 16
@@ -211,8 +217,14 @@ def decoding(tokens: int = 128) -> list[str]:
     return rows
 
 
-def report() -> str:
-    """Runs all measurements and lays them out as the body of BENCHMARKS.md."""
+def report(mergekit: str | None, mbrl: str | None, torch: str | None) -> str:
+    """Runs all measurements and lays them out as the body of BENCHMARKS.md.
+
+    Args:
+        mergekit: Python with mergekit; None if there is none.
+        mbrl: Python with mbrl-lib.
+        torch: Python with PyTorch.
+    """
     version = importlib.metadata.version
     where = (
         f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}, "
@@ -259,21 +271,33 @@ def report() -> str:
         "|---|---|---|",
         *decoding(),
         "",
+        "### Model-based policy optimisation, seeds per hour",
+        "",
+        *agents_bench.report(mbrl),
+        "",
+        "### Rollouts and reinforcement learning of a language model",
+        "",
+        *posttrain_bench.report(torch),
+        "",
         "### Merging checkpoints",
         "",
-        *merging_bench.report(),
+        *merging_bench.report(mergekit),
     ]
     return "\n".join(pieces)
 
 
 def main() -> None:
     """Measures and rewrites what stands between the markers of BENCHMARKS.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for library in ("mergekit", "mbrl", "torch"):
+        parser.add_argument(f"--{library}", help="Python of an environment that has it")
+    peers = parser.parse_args()
     path = Path("BENCHMARKS.md")
     text = path.read_text()
     begin, end = "<!-- bench:begin -->", "<!-- bench:end -->"
     head, rest = text.split(begin)
     _, tail = rest.split(end)
-    path.write_text(f"{head}{begin}\n{report()}\n{end}{tail}")
+    path.write_text(f"{head}{begin}\n{report(**vars(peers))}\n{end}{tail}")
     print(f"rewrote {path}")
 
 

@@ -16,14 +16,18 @@ def zero_policy(key, obs):
     return jnp.zeros((obs.shape[0], 1))
 
 
+def noise(key, shape):
+    """Multiples of 2^-10: with them all sums below are exact, in whatever way they are compiled."""
+    return jax.random.randint(key, shape, -1024, 1024) / 1024
+
+
 def noisy_step(key, obs, action):
-    noise = jax.random.normal(key, obs.shape)
-    next_obs = 0.9 * jnp.sin(obs) + action + 0.1 * noise
-    return next_obs, -jnp.sum(obs**2, -1), jnp.zeros(obs.shape[:1], bool), {}
+    next_obs = 0.5 * obs + action + noise(key, obs.shape)
+    return next_obs, -jnp.sum(obs, -1), jnp.zeros(obs.shape[:1], bool), {}
 
 
 def noisy_policy(key, obs):
-    return jnp.tanh(obs + jax.random.normal(key, obs.shape))
+    return 0.25 * obs + noise(key, obs.shape)
 
 
 def run(on_done, start, horizon, **kwargs):
@@ -34,7 +38,7 @@ def run(on_done, start, horizon, **kwargs):
 
 
 def test_a_branch_is_the_environments_trajectory_bitwise(key):
-    start = jnp.array([[0.3, 0.1], [-1.0, 2.0]])
+    start = jnp.array([[0.25, 0.125], [-1.0, 2.0]])
     out = jax.jit(lambda k: wm.rollout(k, noisy_step, noisy_policy, start, 4))(key)
 
     @jax.jit
