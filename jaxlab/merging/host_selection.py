@@ -55,8 +55,8 @@ def select(pieces: Pieces, size: int, k: Sequence[int], spare: int) -> Selected 
         selection among the few numbers inside.
     """
     first = next(pieces())
-    if (len(first) + 1) * size * first.itemsize <= spare or size <= SAMPLE:
-        return _select_directly(pieces, size, k)
+    if fits(len(first), size, first.itemsize, spare):
+        return _select_directly(gather(pieces, size), k)
     lows, highs = _brackets(pieces, size, k)
     above = np.zeros(len(k), np.int64)
     equal_high, equal_low = above.copy(), above.copy()
@@ -94,36 +94,51 @@ def select(pieces: Pieces, size: int, k: Sequence[int], spare: int) -> Selected 
     return Selected(array, _positions(pieces, array, rests, ties))
 
 
-def _select_directly(pieces: Pieces, size: int, k: Sequence[int]) -> Selected:
+def fits(groups: int, size: int, itemsize: int, spare: int) -> bool:
+    """Whether all numbers may be held at once."""
+    return (groups + 1) * size * itemsize <= spare or size <= SAMPLE
+
+
+def gather(pieces: Pieces, size: int) -> np.ndarray:
+    """All numbers [G, size] in one array; not a copy where they come in one piece."""
     rows: np.ndarray | None = None
     start = 0
     for piece in pieces():
+        if piece.shape[1] == size:
+            return piece
         if rows is None:
             rows = np.empty((len(piece), size), piece.dtype)
         rows[:, start : start + piece.shape[1]] = piece
         start += piece.shape[1]
     assert rows is not None
+    return rows
+
+
+def _select_directly(rows: np.ndarray, k: Sequence[int]) -> Selected:
     values, rests, ties = [], [], []
     for row, wanted in zip(rows, k):
-        value = _kth_largest(row, wanted) if wanted else np.inf
+        value, rest, equal = _kth_largest(row, wanted) if wanted else (np.inf, 0, 0)
         values.append(value)
-        rests.append(wanted - int(np.count_nonzero(row > value)))
-        ties.append(int(np.count_nonzero(row == value)))
+        rests.append(rest)
+        ties.append(equal)
     array = np.array(values, rows.dtype)
     return Selected(array, _positions(lambda: iter([rows]), array, rests, ties))
 
 
-def _kth_largest(row: np.ndarray, wanted: int) -> Any:
-    """The k-th largest of numbers at hand, among those that a small sample brackets."""
+def _kth_largest(row: np.ndarray, wanted: int) -> tuple[Any, int, int]:
+    """The k-th largest of numbers at hand, how many of its equals count, and how many exist."""
     stride = row.size // _SMALL_SAMPLE | 1
-    sample = np.sort(row[::stride])
-    low, high = _bracket(sample, wanted, row.size)
-    above = int(np.count_nonzero(row >= high))
+    low, high = _bracket(np.sort(row[::stride]), wanted, row.size)
     inside = row[(row > low) & (row < high)]
-    rest = wanted - above
+    rest = wanted - int(np.count_nonzero(row >= high))
     if not 0 < rest <= inside.size:  # rare, and the rule where many numbers are equal
-        return np.partition(row, row.size - wanted)[row.size - wanted]
-    return np.partition(inside, inside.size - rest)[inside.size - rest]
+        inside, rest = row, wanted
+    value = np.partition(inside, inside.size - rest)[inside.size - rest]
+    return (
+        value,
+        rest - int(np.count_nonzero(inside > value)),
+        int(np.count_nonzero(inside == value)),
+    )
 
 
 def _brackets(pieces: Pieces, size: int, k: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.merging.host_selection import SAMPLE, Selected, select
+from jaxlab.merging.host_selection import SAMPLE, Selected, fits, gather, select
 from jaxlab.merging.leaf import MOST_ELEMENTS, Block, BlockFn
 from jaxlab.merging.operators import Layout
 from jaxlab.merging.randomness import RANDOM_BLOCK
@@ -165,11 +165,15 @@ class StreamLeaf:
 
 
 class StreamScores:
-    """Scores of a streamed leaf, made again whenever they are asked for."""
+    """Scores of a streamed leaf, made again whenever they are asked for.
+
+    Once something was selected they are kept, if they fit.
+    """
 
     def __init__(self, parent: StreamLeaf, spare: int, fn: BlockFn, args: Any, static: Any):
         self._parent, self._fn, self._args, self._static = parent, fn, args, static
         self._spare = spare
+        self._rows: np.ndarray | None = None
         self.size, self.dtype = parent.size, parent.dtype
         self._program = _program(fn, _frozen(static), self.dtype, None, parent._aligned)
         first = next(iter(parent._blocks()))
@@ -190,9 +194,14 @@ class StreamScores:
 
     def select(self, k: Any) -> Selected | None:
         """See `Leaf`."""
+        if fits(self.count, self.size, np.dtype(self.dtype).itemsize, self._spare):
+            self._rows = gather(self._pieces, self.size)
         return select(self._pieces, self.size, [int(n) for n in np.asarray(k)], self._spare)
 
     def _pieces(self) -> Iterator[np.ndarray]:
+        if self._rows is not None:
+            yield self._rows
+            return
         for raw in self._parent._blocks():
             scores = self._program(*raw, self.size, *self._args)
             flat = np.asarray(scores).reshape(self.count, -1)
