@@ -19,6 +19,13 @@ from jaxlab.posttrain.advantages import (
 from jaxlab.posttrain.aggregation import aggregate, aggregate_parts
 from jaxlab.posttrain.distillation import distillation_loss, divergence, top_k_divergence
 from jaxlab.posttrain.enumeration import Completions, all_completions, enumerate_policy
+from jaxlab.posttrain.guide import (
+    Gain,
+    gain_decomposition,
+    guide_policy_loss,
+    needs_guidance,
+    shape_ratio,
+)
 from jaxlab.posttrain.kl import exact_kl, kl_estimate
 from jaxlab.posttrain.language_model import (
     LanguageModel,
@@ -98,6 +105,7 @@ from jaxlab.posttrain.verifiers import (
 
 __all__ = [
     "Completions",
+    "Gain",
     "LanguageModel",
     "Rollout",
     "Snapshots",
@@ -126,7 +134,9 @@ __all__ = [
     "exponential_weights",
     "first_of_equals",
     "gae",
+    "gain_decomposition",
     "grpo_advantages",
+    "guide_policy_loss",
     "importance_ratio",
     "ipo_loss",
     "kl_estimate",
@@ -138,6 +148,7 @@ __all__ = [
     "masked_sum",
     "masked_var",
     "masked_whiten",
+    "needs_guidance",
     "orpo_loss",
     "ovm_labels",
     "pass_at_k",
@@ -157,6 +168,7 @@ __all__ = [
     "select_correct",
     "sequence_log_prob",
     "sft_loss",
+    "shape_ratio",
     "simpo_loss",
     "step_advantages",
     "step_ends",
