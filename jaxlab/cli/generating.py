@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxlab.cli.usage import UsageError, parse
 
 if TYPE_CHECKING:
-    from jaxlab.rwkv7 import Config, Params, Tokenizer
+    from jaxlab.rwkv7 import Config, Params, State, Tokenizer
 
 SIGINT_STATUS = 130
 
@@ -23,6 +23,7 @@ class GenerateOptions:
     """What to continue, with which model, and how."""
 
     weights: str = ""  # .pth, .safetensors, or a Hugging Face folder
+    state: str = ""  # tuned initial state of these weights: .safetensors or .pth
     vocab: str = ""  # vocabulary file, or "bytes" for a model of bytes
     prompt: str = ""  # text to be continued
     tokens: int = 200  # at most so many
@@ -67,10 +68,11 @@ def main(words: Sequence[str]) -> int:
     _check(options)
     tokenizer = _tokenizer(options.vocab)
     params, config = _load(Path(options.weights), tokenizer)
+    state = _load_state(Path(options.state), config) if options.state else None
     prompt = _encode(tokenizer, options.prompt)
     started, total = time.monotonic(), 0
     try:
-        for piece, count in _pieces(options, params, config, tokenizer, prompt):
+        for piece, count in _pieces(options, params, config, state, tokenizer, prompt):
             total = count
             sys.stdout.write(piece)
             sys.stdout.flush()
@@ -115,6 +117,15 @@ def _load(weights: Path, tokenizer: Tokenizer) -> tuple[Params, Config]:
     return params, dataclasses.replace(config, vocab_size=known)
 
 
+def _load_state(path: Path, config: Config) -> State:
+    from jaxlab.rwkv7 import CheckpointError, initial_state, load_learned_state
+
+    try:
+        return initial_state(config, 1, load_learned_state(path, config))
+    except (OSError, CheckpointError) as error:
+        raise UsageError(_sentence(error)) from error
+
+
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}"
@@ -132,7 +143,12 @@ def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def _pieces(
-    options: GenerateOptions, params: Any, config: Any, tokenizer: Tokenizer, prompt: list[int]
+    options: GenerateOptions,
+    params: Any,
+    config: Any,
+    state: State | None,
+    tokenizer: Tokenizer,
+    prompt: list[int],
 ) -> Iterator[tuple[str, int]]:
     """Text that will not be taken back, and the number of tokens so far."""
     import jax
@@ -152,6 +168,7 @@ def _pieces(
         jax.random.key(options.seed),
         sampler,
         stop_tokens=(END_OF_DOCUMENT,),
+        state=state,
     )
     for ids in tokens:
         count += len(ids)

@@ -6,13 +6,14 @@ from jaxlab.rwkv7.checkpoints import (
     load,
     load_learned_state,
     save,
+    save_learned_state,
     to_tensors,
 )
 from jaxlab.rwkv7.config import Config, Ranks, default_ranks
 from jaxlab.rwkv7.generation import Generation, decode, generate, stream
 from jaxlab.rwkv7.initialization import Params, init, num_params
 from jaxlab.rwkv7.losses import l2wrap_cross_entropy
-from jaxlab.rwkv7.model import features, forward, prefill, run_blocks, step
+from jaxlab.rwkv7.model import features, forward, prefill, read_and_write, run_blocks, step
 from jaxlab.rwkv7.optimization import learning_rate_schedule, optimizer, param_labels
 from jaxlab.rwkv7.sampling import Sampler, filtered_logits, sample, top_k, top_p
 from jaxlab.rwkv7.state import State, initial_state
@@ -49,9 +50,11 @@ __all__ = [
     "optimizer",
     "param_labels",
     "prefill",
+    "read_and_write",
     "run_blocks",
     "sample",
     "save",
+    "save_learned_state",
     "step",
     "stream",
     "to_tensors",

@@ -138,6 +138,7 @@ def stream(
     sampler: Sampler = Sampler(),
     *,
     stop_tokens: StopTokens = (),
+    state: State | None = None,
     chunk: int = 1,
     impl: str = "auto",
 ) -> Iterator[list[int]]:
@@ -151,6 +152,7 @@ def stream(
         key: random key.
         sampler: temperature, top-k, top-p.
         stop_tokens: ends the text; is yielded itself.
+        state: state of one row before the prompt, zero if None.
         chunk: tokens per call of the compiled program.
         impl: see `forward`.
 
@@ -167,7 +169,7 @@ def stream(
     padded = np.full((1, width), PAD, np.int32)
     padded[0, : len(prompt)] = prompt
     lengths = jnp.asarray([len(prompt)])
-    logits, state = _prefill(params, config, jnp.asarray(padded), lengths, impl=impl)
+    logits, state = _prefill(params, config, jnp.asarray(padded), lengths, state, impl=impl)
     done = jnp.zeros(1, bool)
     for start in range(0, n, chunk):
         piece = decode(

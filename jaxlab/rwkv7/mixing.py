@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.rwkv7.config import Config
 from jaxlab.rwkv7.initialization import Params
+from jaxlab.rwkv7.state import State
+from jaxlab.rwkv7.upscaling import Signals, Upscaling, project, stable_inputs
 from jaxlab_kernels import wkv7
 
 LAYER_NORM_EPS = 1e-5
@@ -23,6 +25,17 @@ class Segments(NamedTuple):
     reset: Bool[Array, "B T"] | None  # a new sequence starts at this token
     valid: Bool[Array, "B T"] | None  # False on the padding at the end of a row
     lengths: Int[Array, " B"] | None  # number of valid tokens
+
+
+class Mixed(NamedTuple):
+    """What a time mix hands on."""
+
+    out: Float[Array, "B T C"]
+    v_first: Float[Array, "B T C"]  # values of the first layer
+    shift: Float[Array, "B C"]
+    wkv: Float[Array, "B H V K"]
+    enlarged: Float[Array, "B H M M"] | None
+    read_and_write: tuple[Float[Array, "B T H K"], Float[Array, "B T H K"]]  # receptance and key
 
 
 def layer_norm(params: Params, x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
@@ -48,9 +61,11 @@ def time_mix(
     shift: Float[Array, "B C"],
     wkv: Float[Array, "B H V K"],
     segments: Segments,
-    fresh: tuple[Float[Array, " C"], Float[Array, "H V K"]] | None,
+    fresh: State | None,
     impl: str,
-) -> tuple[Array, Array, Array, Array]:
+    upscaling: Upscaling | None = None,
+    enlarged: Float[Array, "B H M M"] | None = None,
+) -> Mixed:
     """The sub-layer that carries the matrix-valued state.
 
     Args:
@@ -62,11 +77,13 @@ def time_mix(
         shift: the normalised input before h[:, 0].
         wkv: the state before h[:, 0], float32.
         segments: resets and padding.
-        fresh: shift and state that a reset goes to; zeros if None.
+        fresh: state of this layer that a reset goes to; zeros if None.
         impl: implementation of the recurrence, see `jaxlab_kernels.wkv7`.
+        upscaling: of this layer, None without.
+        enlarged: the enlarged state before h[:, 0]; None without upscaling.
 
     Returns:
-        Outputs [B, T, C], the first layer's values, and the new shift and state.
+        Outputs and what goes on.
 
     Reference: Peng et al. 2025, RWKV-7 "Goose", equations of the time-mixing block.
 
@@ -94,7 +111,7 @@ def time_mix(
     def heads(x: Array) -> Array:
         return x.reshape(batch, length, config.n_head, size)
 
-    fresh_shift, fresh_wkv = (None, None) if fresh is None else fresh
+    fresh_shift, fresh_wkv = (None, None) if fresh is None else (fresh.att_shift, fresh.wkv)
     delta = _previous(h, shift, segments.reset, fresh_shift) - h
     receptance = linear(params["receptance"], mixed("r"))
     key = linear(params["key"], mixed("k")).astype(jnp.float32)
@@ -136,13 +153,31 @@ def time_mix(
         reset_state=fresh_wkv,
         impl=impl,
     )
+    if upscaling is not None:
+        signals = Signals(r, log_decay, k, v, removal, heads(rate))
+        reading, *others = stable_inputs(upscaling, signals)
+        # Only now: the features of zero are not zero.
+        faded, key, value, read, write = map(active, others)
+        wide, enlarged = wkv7(
+            reading,
+            faded,
+            key,
+            value,
+            read,
+            write,
+            enlarged,
+            reset=segments.reset,
+            reset_state=None if fresh is None else fresh.enlarged,
+            impl=impl,
+        )
+        out = out + project(upscaling, wide)
 
     unit = _standardise(out.astype(jnp.float32), config.ln_x_eps).reshape(batch, length, -1)
     r, k, v = (x.astype(jnp.float32) for x in (r, k, v))
     bonus = jnp.sum(r * k * _row(params["r_k"], k), axis=-1, keepdims=True) * v
     normalised = _affine(unit, params["ln_x"]) + bonus.reshape(unit.shape)
     mixed_out = linear(params["output"], (normalised * gate).astype(h.dtype))
-    return mixed_out, v_first, _last(h, shift, segments), wkv
+    return Mixed(mixed_out, v_first, _last(h, shift, segments), wkv, enlarged, (r, k))
 
 
 def channel_mix(

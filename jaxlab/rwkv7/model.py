@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxlab.rwkv7.config import Config
 from jaxlab.rwkv7.initialization import Params
 from jaxlab.rwkv7.mixing import Segments, channel_mix, layer_norm, time_mix
 from jaxlab.rwkv7.state import State, check_state, initial_state
+from jaxlab.rwkv7.upscaling import UPSCALING
 
 REMAT = ("none", "block")
 
@@ -93,13 +95,10 @@ def features(
     Returns:
         Activations after the last layer normalisation, and the new state.
     """
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens: expected integers [B, T], got {tokens.dtype}{tokens.shape}")
-    x = layer_norm(params["ln0"], params["emb"][tokens].astype(config.dtype))
     x, state = run_blocks(
         params["blocks"],
         config,
-        x,
+        _embed(params, config, tokens),
         state,
         reset,
         lengths=lengths,
@@ -167,6 +166,37 @@ def prefill(
     return _logits(params, last), state
 
 
+def read_and_write(
+    params: Params,
+    config: Config,
+    tokens: Int[Array, "B T"],
+    state: State | None = None,
+    reset: Bool[Array, "B T"] | None = None,
+    *,
+    reset_state: State | None = None,
+    impl: str = "auto",
+) -> tuple[Float[Array, "B T V"], tuple[Float[Array, "L B T H K"], Float[Array, "L B T H K"]]]:
+    """What every layer's state is read with and written with, beside the logits.
+
+    Args:
+        params: from `init` or `load`.
+        config: sizes.
+        tokens: ids in [0, vocab_size).
+        state: see `forward`.
+        reset: see `forward`.
+        reset_state: see `forward`.
+        impl: see `forward`.
+
+    Returns:
+        Logits, and receptances and keys in float32.
+    """
+    x = _embed(params, config, tokens)
+    x, _, seen = _scan(
+        params["blocks"], config, x, state, reset, reset_state=reset_state, impl=impl, collect=True
+    )
+    return _logits(params, layer_norm(params["ln_out"], x)), seen
+
+
 def run_blocks(
     blocks: Params,
     config: Config,
@@ -195,6 +225,34 @@ def run_blocks(
     Returns:
         The residual stream after the last block, and the new state.
     """
+    x, state, _ = _scan(
+        blocks,
+        config,
+        x,
+        state,
+        reset,
+        lengths=lengths,
+        reset_state=reset_state,
+        impl=impl,
+        remat=remat,
+    )
+    return x, state
+
+
+def _scan(
+    blocks: Params,
+    config: Config,
+    x: Array,
+    state: State | None,
+    reset: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    reset_state: State | None = None,
+    impl: str,
+    remat: str = "none",
+    collect: bool = False,
+) -> tuple[Array, State, Any]:
+    """`run_blocks`, and receptances and keys of every layer if they are to be collected."""
     batch, length = _check(config, x, reset, lengths, remat)
     if state is None:
         # Zeros made from x, because inside shard_map they must vary over the mesh as x does.
@@ -202,6 +260,10 @@ def run_blocks(
             lambda leaf: jnp.full_like(x, 0, dtype=leaf.dtype, shape=leaf.shape),
             jax.eval_shape(lambda: initial_state(config, batch)),
         )
+    upscaling = blocks.get(UPSCALING)
+    if upscaling is not None and state.enlarged is None:
+        shape = (*state.wkv.shape[:-2], *upscaling.decorrelation.shape[-2:])
+        state = state._replace(enlarged=jnp.full_like(x, 0, dtype=state.wkv.dtype, shape=shape))
     check_state("state", state, config, batch)
     if reset_state is not None:
         check_state("reset_state", reset_state, config, None)
@@ -213,10 +275,10 @@ def run_blocks(
 
     def block(
         carry: tuple[Array, Array], layer: tuple[Params, Array, State, State | None]
-    ) -> tuple[tuple[Array, Array], State]:
+    ) -> tuple[tuple[Array, Array], tuple[State, Any]]:
         x, v_first = carry
         p, is_first, old, fresh = layer
-        out, v_first, att_shift, wkv = time_mix(
+        mixed = time_mix(
             p["att"],
             config,
             layer_norm(p["ln1"], x),
@@ -225,23 +287,32 @@ def run_blocks(
             old.att_shift,
             old.wkv,
             segments,
-            None if fresh is None else (fresh.att_shift, fresh.wkv),
+            fresh,
             impl,
+            p.get(UPSCALING),
+            old.enlarged,
         )
-        x = x + out
+        x = x + mixed.out
         fresh_shift = None if fresh is None else fresh.ffn_shift
         out, ffn_shift = channel_mix(
             p["ffn"], layer_norm(p["ln2"], x), old.ffn_shift, segments, fresh_shift
         )
-        return (x + out, v_first), State(att_shift, wkv, ffn_shift)
+        after = State(mixed.shift, mixed.wkv, ffn_shift, mixed.enlarged)
+        return (x + out, mixed.v_first), (after, mixed.read_and_write if collect else None)
 
     if remat == "block":
         # Inside a scan the compiler cannot merge the recomputation with the forward pass anyway.
         block = functools.partial(jax.checkpoint, prevent_cse=False)(block)
     is_first = jnp.arange(config.n_layer) == 0
     carry = (x, jnp.zeros_like(x))
-    (x, _), after = jax.lax.scan(block, carry, (blocks, is_first, state, reset_state))
-    return x, after
+    (x, _), (after, seen) = jax.lax.scan(block, carry, (blocks, is_first, state, reset_state))
+    return x, after, seen
+
+
+def _embed(params: Params, config: Config, tokens: Array) -> Array:
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens: expected integers [B, T], got {tokens.dtype}{tokens.shape}")
+    return layer_norm(params["ln0"], params["emb"][tokens].astype(config.dtype))
 
 
 def _logits(params: Params, hidden: Array) -> Array:

@@ -21,6 +21,9 @@ class State(NamedTuple):
     att_shift: Float[Array, "L B C"]  # the last normalised input of the time mix
     wkv: Float[Array, "L B H V K"]  # float32; rows are value channels, columns key channels
     ffn_shift: Float[Array, "L B C"]  # the last normalised input of the channel mix
+    enlarged: Float[Array, "L B H M M"] | None = (
+        None  # float32; of an upscaled model, see `upscaled`
+    )
 
 
 def initial_state(config: Config, batch: int, learned: State | None = None) -> State:
@@ -61,8 +64,17 @@ def check_state(name: str, state: State, config: Config, batch: int | None) -> N
         batch: rows, or None for a learned state without a batch axis.
     """
     rows = () if batch is None else (batch,)
-    shift = (config.n_layer, *rows, config.n_embd)
-    wkv = (config.n_layer, *rows, config.n_head, config.head_size, config.head_size)
-    got = tuple(leaf.shape for leaf in state)
+    lead = (config.n_layer, *rows)
+    shift = (*lead, config.n_embd)
+    wkv = (*lead, config.n_head, config.head_size, config.head_size)
+    got = tuple(leaf.shape for leaf in state[:3])
     if got != (shift, wkv, shift):
         raise ValueError(f"{name}: expected shapes {(shift, wkv, shift)}, got {got}")
+    if state.enlarged is not None and (
+        state.enlarged.shape[:-2] != (*lead, config.n_head)
+        or state.enlarged.shape[-1] != state.enlarged.shape[-2]
+    ):
+        raise ValueError(
+            f"{name}: expected an enlarged state {(*lead, config.n_head, 'M', 'M')}, "
+            f"got {state.enlarged.shape}"
+        )

@@ -104,3 +104,44 @@ def test_vocabularies_that_do_not_fit(weights, tmp_path, capsys):
     vocabulary.write_text("1 'a' 1\n")
     assert main([*words, "--prompt", "ab"]) == 2
     assert "prompt: text: no token begins with the byte 0x62" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_tuned_state_changes_the_text(weights, tmp_path, capsys):
+    """The state's own text, that of `generate` from it; and files that hold none."""
+    params, config = rwkv7.load(weights, dtype="float32")
+    # A fresh model's blocks say nothing: let the state be heard.
+    shape = params["blocks"]["att"]["output"].shape
+    params["blocks"]["att"]["output"] = 30 * jax.random.normal(jax.random.key(2), shape)
+    loud = tmp_path / "loud.safetensors"
+    rwkv7.save(loud, params, config)
+    start = rwkv7.initial_state(config, 1)
+    learned = jax.tree.map(lambda leaf: leaf[:, 0], start)
+    drawn = jax.random.normal(jax.random.key(1), learned.wkv.shape)
+    path = tmp_path / "tuned.safetensors"
+    rwkv7.save_learned_state(path, learned._replace(wkv=drawn), config)
+    words = ["generate", "--weights", str(loud), "--vocab", "bytes", "--prompt", "ab"]
+    words += ["--tokens", "20", "--seed", "5"]
+    assert main(words) == 0
+    plain = capsys.readouterr().out
+    assert main([*words, "--state", str(path)]) == 0
+    tuned = capsys.readouterr().out
+    assert tuned != plain
+    config = rwkv7.Config(**{**vars(config), "vocab_size": 257})
+    params |= {"emb": params["emb"][:257], "head": params["head"][:257]}
+    tokenizer = rwkv7.Tokenizer.of_bytes()
+    want = rwkv7.generate(
+        params,
+        config,
+        jnp.asarray([tokenizer.encode("ab")]),
+        20,
+        jax.random.key(5),
+        stop_tokens=(0,),
+        state=rwkv7.initial_state(config, 1, learned._replace(wkv=drawn)),
+    )
+    assert tuned == tokenizer.decode(want.tokens[0][want.mask[0]].tolist()) + "\n"
+
+    assert main([*words, "--state", str(loud)]) == 2
+    assert "blocks.0.att.time_state: expected (2, 16, 16), got none" in capsys.readouterr().err
+    assert main([*words, "--state", "nowhere.pth"]) == 2
+    assert "nowhere.pth: No such file" in capsys.readouterr().err

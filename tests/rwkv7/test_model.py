@@ -51,7 +51,7 @@ def assert_state(state, row, numpy):
 
 def resume(numpy, state, row):
     """Puts the oracle into a state of ours."""
-    leaves = [np.asarray(leaf[:, row], np.float64) for leaf in state]
+    leaves = [np.asarray(leaf[:, row], np.float64) for leaf in jax.tree.leaves(state)]
     numpy.att, numpy.s, numpy.ffn = (leaf.copy() for leaf in leaves)
     return numpy
 
@@ -130,7 +130,7 @@ def test_reset_goes_to_a_learned_state_and_it_gets_its_gradient(
     want, want_grad = jax.value_and_grad(alone)(learned)
     np.testing.assert_allclose(got, want, rtol=1e-4)
     jax.tree.map(functools.partial(close, scale=1e-3), got_grad, want_grad)
-    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in got_grad)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(got_grad))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from jaxlab.rwkv7.checkpoints.files import (
     load,
     load_learned_state,
     save,
+    save_learned_state,
     to_tensors,
 )
 from jaxlab.rwkv7.checkpoints.tensors import CheckpointError, Tensor
@@ -16,5 +17,6 @@ __all__ = [
     "load",
     "load_learned_state",
     "save",
+    "save_learned_state",
     "to_tensors",
 ]

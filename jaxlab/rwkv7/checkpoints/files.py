@@ -25,7 +25,7 @@ from jaxlab.rwkv7.checkpoints.safetensors import read_safetensors, write_safeten
 from jaxlab.rwkv7.checkpoints.tensors import CheckpointError, Tensor
 from jaxlab.rwkv7.config import Config, Ranks
 from jaxlab.rwkv7.initialization import Params
-from jaxlab.rwkv7.state import State
+from jaxlab.rwkv7.state import State, check_state
 from jaxlab.safetensors import INDEX, SINGLE, SafetensorsError, read_index
 
 FORMATS = ("pth", "safetensors", "fla")
@@ -279,6 +279,30 @@ def load_learned_state(path: str | Path, config: Config) -> State:
         wkv[layer] = tensor.read()
     shift = jnp.zeros((config.n_layer, config.n_embd), config.dtype)
     return State(shift, jnp.asarray(wkv), shift)
+
+
+def save_learned_state(path: str | Path, state: State, config: Config) -> None:
+    """Writes a tuned initial state as `load_learned_state` and state-tuning tools read it.
+
+    Args:
+        path: ".safetensors", or ".pth" for anything else; replaced only once complete.
+        state: without a batch axis; its token shifts must be zero, as files have no room for them.
+        config: sizes of the model it belongs to.
+
+    Raises:
+        ValueError: shapes that do not fit, or parts that the format cannot express.
+    """
+    check_state("state", state, config, None)
+    if state.enlarged is not None or any(np.any(x) for x in (state.att_shift, state.ffn_shift)):
+        raise ValueError("state: expected zero token shifts and no enlarged state, got others")
+    path = Path(path)
+    shape = state.wkv.shape[1:]
+    tensors = {
+        f"blocks.{layer}.att.time_state": _lazy(state.wkv, layer, shape)
+        for layer in range(config.n_layer)
+    }
+    write = write_safetensors if path.suffix == ".safetensors" else write_pth
+    write(path, tensors)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
