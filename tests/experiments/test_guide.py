@@ -1,0 +1,88 @@
+"""Guide: the tables' closed forms, what the base reads, a short run."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.posttrain import grpo
+from jaxlab.report import discover, load_program
+from jaxlab.tasks import chain
+
+guide = sys.modules[load_program(discover()["guide"]).run.__module__]
+tables, lm = (sys.modules[f"{guide.__package__}._guide_{part}"] for part in ("exact", "lm"))
+TINY = guide.PRESETS["smoke"].lm
+
+
+def test_tables_start_where_they_should_and_guidance_reaches_the_hard_half():
+    config = tables.Config(prompts=8, steps=200, block=100)
+    experiment = tables.make(config)
+    start = experiment.init(jax.random.key(0), {"arm": 0})
+    success = np.prod(np.asarray(jax.nn.softmax(start.logits))[:, :, 0], axis=1)
+    good = np.exp(2) / (np.exp(2) + 5)
+    bad = np.exp(-2.5) / (np.exp(-2.5) + 5)
+    np.testing.assert_allclose(success[:4], good**4, rtol=1e-5)
+    np.testing.assert_allclose(success[4:], good**2 * bad**2, rtol=1e-5)
+
+    @jax.jit
+    def hard(arm):
+        state = experiment.init(jax.random.key(1), {"arm": arm})
+        return jax.lax.scan(lambda s, _: experiment.update(s), state, length=2)[1]["hard"][-1]
+
+    plain, guided = float(hard(0)), float(hard(1))
+    assert plain < 0.05 and guided > plain + 0.1
+
+
+@pytest.mark.slow
+def test_wrong_solutions_are_wrong_everywhere():
+    task = TINY.task
+    problems, _, _ = grpo.sample_problems(jax.random.key(0), task, 50, "train")
+    right = jax.vmap(task.solution)(problems)
+    wrong = lm.wrong_solutions(jax.random.key(1), task, TINY.modulus, problems)
+    differs = np.asarray(right != wrong)
+    # Numbers at every other place, then the answer behind its marker.
+    places = [0, 2, 4, 7]
+    assert differs[:, places].all()
+    assert not np.delete(differs, places, axis=1).any()
+    np.testing.assert_array_equal(lm.is_right(right, right), 1)
+    np.testing.assert_array_equal(lm.is_right(wrong, right), 0)
+
+
+@pytest.mark.slow
+def test_a_shorter_prompt_is_the_beginning_of_the_longest_hint():
+    task = TINY.task
+    problems, prompts, _ = grpo.sample_problems(jax.random.key(0), task, 5, "train")
+    plain = chain.make(chain.Config(TINY.chain_steps, TINY.modulus, style="values"))
+    whole = chain.make(
+        chain.Config(TINY.chain_steps, TINY.modulus, style="values", hint=TINY.hints)
+    )
+    wide = jax.vmap(whole.prompt)(problems)
+    length, each = TINY.tokens
+    np.testing.assert_array_equal(jax.vmap(plain.prompt)(problems), wide[:, :length])
+    lengths = lm.Config.lengths(TINY, jax.random.key(2), jnp.arange(500) % 2 == 0)
+    assert (lengths[1::2] == length).all()
+    assert set(np.asarray(lengths[::2])) == {length + 1 + each * n for n in (1, 2, 3)}
+    assert prompts.shape[1] == length + 1 + each * TINY.hints
+
+
+def test_hard_means_a_large_start():
+    problems, _, _ = grpo.sample_problems(jax.random.key(0), TINY.task, 50, "test")
+    np.testing.assert_array_equal(lm.is_hard(TINY, problems), np.asarray(problems.start) >= 5)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="base_steps: expected a multiple of 5, got 7"):
+        lm.Config(base_steps=7)
+    with pytest.raises(ValueError, match="steps: expected a multiple of 10, got 15"):
+        lm.Config(steps=15)
+    with pytest.raises(ValueError, match="groups: expected an even number, got 3"):
+        lm.Config(groups=3)
+
+
+@pytest.mark.slow
+def test_a_short_run_is_a_smoke_run(tmp_path):
+    outcome = guide.run(guide.PRESETS["smoke"], directory=tmp_path, resume=False, progress=False)
+    assert len(outcome.parts) == 6
+    assert set(outcome.datasets["language model"]["arm"].values) == set(lm.ARMS)
