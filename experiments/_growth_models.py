@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxlab import nets, posttrain, rwkv7, tasks
@@ -121,6 +122,14 @@ def sample_lines(key: Key[Array, ""], rows: int, split: Literal["train", "test"]
 def held_out(rows: int) -> Lines:
     """The lines that every model is judged by."""
     return jax.jit(lambda key: sample_lines(key, rows, "test"))(jax.random.key(17))
+
+
+def token_entropy() -> float:
+    """Entropy of what the solver writes, in nats: the loss of one who knows frequencies alone."""
+    lines = held_out(1024)
+    counts = np.bincount(np.asarray(lines.tokens)[np.asarray(lines.mask) > 0])
+    share = counts[counts > 0] / counts.sum()
+    return float(-share @ np.log(share))
 
 
 def line_loss(model: Architecture, params: Params, lines: Lines) -> Float[Array, ""]:

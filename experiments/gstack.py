@@ -216,9 +216,6 @@ def facts(config: Config) -> dict[str, float]:
         "token_entropy" of what the solver writes, in nats, and "cost_ratio": FLOPs over scratch's,
         of the run that differs most.
     """
-    lines = gm.held_out(1024)
-    counts = np.bincount(np.asarray(lines.tokens)[np.asarray(lines.mask) > 0])
-    share = counts[counts > 0] / counts.sum()
     ratios = [
         runs.spent(study, arm, start) / runs.spent(study, runs.SCRATCH, 0)
         for study, start in comparisons(config)
@@ -226,7 +223,7 @@ def facts(config: Config) -> dict[str, float]:
         if arm in study.arms
     ]
     return {
-        "token_entropy": float(-share @ np.log(share)),
+        "token_entropy": gm.token_entropy(),
         "cost_ratio": max(ratios, key=lambda ratio: abs(ratio - 1)),
     }
 
