@@ -8,6 +8,7 @@ one `vmap`.
 from jaxlab.merging import growth, pareto
 from jaxlab.merging.adaptive import Adapted, adamerging
 from jaxlab.merging.axes import AxisSpec, LeafAxes
+from jaxlab.merging.cma import CMAConfig, CMAState, cma_ask, cma_init, cma_tell, evolve
 from jaxlab.merging.consensus import (
     agreement,
     breadcrumbs,
@@ -63,6 +64,7 @@ from jaxlab.merging.permutations import (
     permute,
     random_permutations,
 )
+from jaxlab.merging.recipes import Genes, merge_genes, read_genes, route_layers
 from jaxlab.merging.registry import METHODS
 from jaxlab.merging.renormalization import (
     Rescaling,
@@ -97,7 +99,10 @@ __all__ = [
     "Adapted",
     "Average",
     "AxisSpec",
+    "CMAConfig",
+    "CMAState",
     "Elected",
+    "Genes",
     "LeafAxes",
     "Matching",
     "Operator",
@@ -118,6 +123,9 @@ __all__ = [
     "barrier",
     "breadcrumbs",
     "breadcrumbs_ties",
+    "cma_ask",
+    "cma_init",
+    "cma_tell",
     "combine",
     "consensus_mask",
     "dare_linear",
@@ -127,6 +135,7 @@ __all__ = [
     "elected_sign",
     "ema_update",
     "emr",
+    "evolve",
     "expo",
     "fisher_diagonal",
     "fisher_merge",
@@ -142,6 +151,7 @@ __all__ = [
     "linear",
     "magmax",
     "merge",
+    "merge_genes",
     "mlp_axes",
     "model_stock",
     "model_stock_ratio",
@@ -157,9 +167,11 @@ __all__ = [
     "ram",
     "ramplus_tl",
     "random_permutations",
+    "read_genes",
     "regmean",
     "repair",
     "rescale_units",
+    "route_layers",
     "sce",
     "slerp",
     "slerp_coefficients",

@@ -54,6 +54,20 @@ class Fronts(NamedTuple):
     radii: dict[str, np.ndarray]  # arm -> [n_seeds, A] how far the front reaches in each direction
 
 
+class Landscape(NamedTuple):
+    """A score over two numbers, drawn as its mean over seeds, and where searches ended."""
+
+    name: str  # part of the file name landscape-NAME.png
+    title: str
+    x_label: str
+    y_label: str
+    height_label: str
+    x: np.ndarray  # [nx]
+    y: np.ndarray  # [ny]
+    heights: np.ndarray  # [n_seeds, nx, ny]
+    points: dict[str, np.ndarray]  # arm -> [n_seeds, 2]
+
+
 class Outcome(NamedTuple):
     """Everything an experiment hands back."""
 
@@ -63,6 +77,7 @@ class Outcome(NamedTuple):
     curves: tuple[Curves, ...] = ()
     notes: tuple[str, ...] = ()
     fronts: tuple[Fronts, ...] = ()
+    landscapes: tuple[Landscape, ...] = ()
 
 
 @dataclass(frozen=True)

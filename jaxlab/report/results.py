@@ -203,6 +203,19 @@ def _draw(
         )
         description = f"{fronts.title}: {fronts.y_label} against {fronts.x_label}"
         keep(f"front-{_slug(fronts.name)}.png", figure, description)
+    for land in outcome.landscapes:
+        figure = plots.landscape_plot(
+            land.x,
+            land.y,
+            land.heights,
+            land.points,
+            title=land.title,
+            x_label=land.x_label,
+            y_label=land.y_label,
+            height_label=land.height_label,
+        )
+        description = f"{land.title}: {land.height_label} over {land.x_label} and {land.y_label}"
+        keep(f"landscape-{_slug(land.name)}.png", figure, description)
     if rows:
         seeds = sorted({verdict.n for _, verdict in parts})
         caption = (

@@ -351,6 +351,71 @@ def front_plot(
         return figure
 
 
+def landscape_plot(
+    x: np.ndarray,
+    y: np.ndarray,
+    heights: np.ndarray,
+    points: Mapping[str, np.ndarray],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    height_label: str,
+) -> Figure:
+    """A score over two numbers, with where searches ended.
+
+    Args:
+        x: the first number [nx], rising.
+        y: the second number [ny], rising.
+        heights: [n_seeds, nx, ny].
+        points: arm -> [n_seeds, 2], where each seed's search ended, in x and y.
+        title: of the figure.
+        x_label: of the first number.
+        y_label: of the second number.
+        height_label: of the score.
+
+    Returns:
+        The figure: shades and contours of the mean over seeds, its highest point, and a symbol for
+        each seed of each arm. Points outside of the box are drawn at its edge.
+
+    Raises:
+        ValueError: heights or points that do not fit.
+    """
+    table = np.asarray(heights, np.float64)
+    if table.ndim != 3 or table.shape[1:] != (len(x), len(y)):
+        raise ValueError(f"heights: expected [n_seeds, {len(x)}, {len(y)}], got {table.shape}")
+    if bad := [name for name, rows in points.items() if np.shape(rows)[1:] != (2,)]:
+        raise ValueError(f"points: expected arrays [n_seeds, 2], got others for {bad}")
+    mean = table.mean(axis=0)
+    with _figure(6.6, 5.8) as figure:
+        axes = figure.add_subplot()
+        shades = axes.contourf(x, y, mean.T, levels=16, cmap="cividis")
+        axes.contour(x, y, mean.T, levels=8, colors="white", linewidths=0.5, alpha=0.6)
+        bar = figure.colorbar(shades, ax=axes)
+        bar.set_label(height_label)
+        bar.outline.set_visible(False)
+        top = np.unravel_index(np.argmax(mean), mean.shape)
+        axes.plot(x[top[0]], y[top[1]], "*", color="white", ms=15, mec=_INK, label="highest mean")
+        for i, (name, rows) in enumerate(points.items()):
+            inside = np.clip(rows, [x[0], y[0]], [x[-1], y[-1]])
+            axes.plot(
+                *inside.T,
+                "osD^vP"[i % 6],
+                color=ARM_COLOURS[(i + 1) % len(ARM_COLOURS)],
+                ms=6.5,
+                mec="white",
+                mew=0.8,
+                label=name,
+                clip_on=False,
+            )
+        axes.grid(visible=False)
+        axes.set(xlabel=x_label, ylabel=y_label, aspect="equal")
+        _title_and_legend(axes, title, 1 + len(points))
+        words = f"Shades: mean over n = {len(table)} seeds; symbols: single seeds."
+        _caption(figure, words)
+        return figure
+
+
 class PairedRow(NamedTuple):
     """One comparison of two arms on the same seeds, in the units of its metric."""
 

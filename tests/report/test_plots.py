@@ -10,6 +10,7 @@ from jaxlab.stats.plots import (
     curve_plot,
     front_plot,
     interval_plot,
+    landscape_plot,
     paired_plot,
     profile_plot,
     relative_to_threshold,
@@ -118,6 +119,24 @@ def test_front_plot_draws_the_mean_radius_along_each_ray():
     assert "not drawn: 5 diverged" in " ".join(figure._supxlabel.get_text().split())
     with pytest.raises(ValueError, match="radii: expected arrays"):
         front_plot(angles, {"a": radii[:, 1:]}, title="", x_label="", y_label="")
+
+
+def test_landscape_plot_marks_the_highest_mean_and_keeps_points_inside():
+    x, y = np.linspace(0, 1, 5), np.linspace(0, 2, 9)
+    bump = -((x[:, None] - 0.25) ** 2) - (y[None] - 1.5) ** 2
+    heights = np.stack([bump + 1, bump - 1])
+    words = {"title": "t", "x_label": "x", "y_label": "y", "height_label": "h"}
+    points = {"a": np.array([[0.5, 0.5], [3.0, -1.0]])}
+    figure = landscape_plot(x, y, heights, points, **words)
+    axes, bar = figure.axes
+    top, searched = axes.lines
+    np.testing.assert_allclose(top.get_xydata(), [[0.25, 1.5]])
+    np.testing.assert_allclose(searched.get_xydata(), [[0.5, 0.5], [1.0, 0.0]])
+    assert bar.get_ylabel() == "h" and "n = 2 seeds" in texts(figure)
+    with pytest.raises(ValueError, match=r"heights: expected \[n_seeds, 5, 9\]"):
+        landscape_plot(x, y, heights[:, :3], points, **words)
+    with pytest.raises(ValueError, match="points: expected"):
+        landscape_plot(x, y, heights, {"a": np.ones(2)}, **words)
 
 
 @pytest.mark.parametrize("scores", [{}, {"a": np.ones(3)}, {"a": np.ones((2, 4))}])
