@@ -97,6 +97,7 @@ def test_rows_are_steps_of_the_exact_model_and_end_in_a_truncation():
     assert rows.value is None and "edge_fraction" not in metrics[0]
 
 
+@pytest.mark.slow
 def test_a_penalty_for_model_uncertainty_changes_no_bit_of_an_exact_model():
     base, _ = run(*compiled(EXACT)[:2])
     for penalty in ("aleatoric", "pairwise"):
@@ -124,6 +125,7 @@ def test_a_learned_model_is_penalised_by_its_uncertainty():
     assert plain[0].model is not None
 
 
+@pytest.mark.slow
 def test_the_real_ratio_says_what_is_learned_from():
     init, update, _ = compiled(LEARNED, with_data=True)
     _, metrics = run(init, update, {"real_ratio": 1.0, "gamma": 0.0}, epochs=1)

@@ -119,6 +119,7 @@ def test_replay_holds_the_environments_own_transitions():
     assert float(jnp.mean(data.action[40:43])) > 0.7
 
 
+@pytest.mark.slow
 def test_the_warm_start_ends_with_the_episode():
     states, _, _ = run()
     # A block is an episode here, so every block ends with a fresh plan ...

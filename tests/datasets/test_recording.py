@@ -106,6 +106,7 @@ def test_levels_act_by_their_policy(level, block):
     np.testing.assert_allclose(data.log_prob[inside], expected[inside], atol=0.02)
 
 
+@pytest.mark.slow
 def test_replay_is_the_training_up_to_the_medium_policy():
     data = record("medium-replay")
     check(data)

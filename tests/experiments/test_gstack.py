@@ -25,6 +25,7 @@ def lines():
     return jax.jit(lambda key: gm.sample_lines(key, 8, "train"))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_lines_are_problems_with_their_solutions(lines):
     tokens, mask = np.asarray(lines.tokens), np.asarray(lines.mask)
     assert tokens.shape == (8, gm.LENGTH) and set(np.unique(mask)) == {0.0, 1.0}

@@ -102,6 +102,7 @@ def test_planners_by_name(models):
         assert models.planner_text(control).startswith(f"{name}, horizon 4, 8 plans")
 
 
+@pytest.mark.slow
 def test_a_fleets_models_keep_to_their_data_and_steps(models):
     control = models.Control(steps=10)
     training = models.Training(hidden=(4,), steps=20, block=10, batch=8)

@@ -27,6 +27,7 @@ def test_the_sphere_is_solved():
     assert np.mean(values < 1e-8) >= 0.95
 
 
+@pytest.mark.slow
 def test_only_the_order_of_scores_counts():
     key, mean, config = jax.random.key(1), jnp.ones(4), CMAConfig(8)
 

@@ -342,6 +342,7 @@ def test_a_tuned_state_is_saved_and_read(config, tmp_path, suffix):
         rwkv7.save_learned_state(path, rwkv7.initial_state(config, 2), config)
 
 
+@pytest.mark.slow
 def test_what_a_model_does_not_have_is_refused(config, params, batch):
     with pytest.raises(ValueError, match="params: expected those of `upscaled`"):
         st.tuned_model(params, st.init_tuned_state(config, M))

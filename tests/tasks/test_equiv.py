@@ -136,6 +136,7 @@ def test_recall_is_a_sum_over_the_formats(verifier, num, den, recall):
     assert accepted(verifier, num, den).mean() == pytest.approx(recall)
 
 
+@pytest.mark.slow
 def test_precision_is_one_and_the_reference_is_always_accepted(draw):
     problem, _ = draw(equiv.make(), 60)
     references = jax.jit(jax.vmap(equiv.reference_tokens))(problem)
