@@ -27,7 +27,7 @@ class Config:
     """Sizes of tasks and networks."""
 
     inputs: int = 12  # the tasks' subspaces have 8 dimensions each
-    width: int = 64
+    width: int = 96
     blocks: int = 4
     pretrain_steps: int = 400
     finetune_steps: int = 400

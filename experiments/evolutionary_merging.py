@@ -54,7 +54,7 @@ class Config:
     """All numbers of the experiment."""
 
     preset: str
-    seeds: int = 16
+    seeds: int = 32
     world: ew.Config = field(default_factory=ew.Config)
     search: es.Config = field(default_factory=es.Config)
     grid: int = 15  # points of the landscape along each weight

@@ -113,16 +113,16 @@ def made_up(**levels):
     facts = {"own": 0.75, "source 1": 0.3, "source 2": 0.3, experiment.UPPER: 0.6} | {
         key: value for key, value in levels.items() if key not in names
     }
-    scores = {name: value + 0.005 * rng.normal(size=16) for name, value in facts.items()}
+    scores = {name: value + 0.005 * rng.normal(size=32) for name, value in facts.items()}
     for arm in es.ARMS:
         for what in ("search", "test"):
-            noise = 0.005 * rng.normal(size=(16, 1))
+            noise = 0.005 * rng.normal(size=(32, 1))
             scores[f"{what}/{arm}"] = np.linspace(-0.1, 0, 8)[None] + level.get(arm, 0.5) + noise
     return scores
 
 
 def judged(scores):
-    outcome = experiment.judge(SMALL, scores, tuple(range(1000, 1016)), {})
+    outcome = experiment.judge(SMALL, scores, tuple(range(1000, 1032)), {})
     return {claim.name: verdict.status for claim, verdict in outcome.parts}
 
 
@@ -146,8 +146,8 @@ def test_guards_speak():
     scores = made_up()
     assert all(outcome[0] for outcome in experiment.check(scores).values())
     assert experiment.claims(SMALL)[0].required and experiment.claims(SMALL)[1].required
-    bad = made_up(own=0.5, again=0.5) | {experiment.UPPER: np.linspace(0.2, 0.4, 16)}
-    bad[f"test/{es.PARTS}"][:3, -1] = np.nan
+    bad = made_up(own=0.5, again=0.5) | {experiment.UPPER: np.linspace(0.2, 0.4, 32)}
+    bad[f"test/{es.PARTS}"][:4, -1] = np.nan
     failed = {name for name, outcome in experiment.check(bad).items() if not outcome[0]}
     assert failed == {guard.name for guard in experiment.claims(SMALL)[0].guards}
     with pytest.raises(ValueError, match="generations: expected a multiple of 8, got 20"):
