@@ -13,7 +13,6 @@ from jaxlab.stats import (
     Guard,
     GuardOutcome,
     decide,
-    evaluation_seeds,
     guards,
 )
 
@@ -199,22 +198,12 @@ def check(config: Config, results: Results, known: Mapping[str, float]) -> dict[
     scratch, longer, again = (
         _scores(config, results, arm) for arm in (runs.SCRATCH, runs.LONG, runs.AGAIN)
     )
-    seeds = evaluation_seeds(len(scratch))
-    bare = Claim(
-        name="known",
-        statement="",
-        metric="",
-        treatment="",
-        control="",
-        threshold=0.0,
-        worst=WORST,
-        n_seeds=max(len(seeds), 2),
-    )
-    against = decide(bare, Evidence(again, scratch, seeds))
+    decided = partial(guards.decide_known, claims(config)[0], threshold=0.0)
+    against = decided(again, scratch)
     arms = [_scores(config, results, arm) for arm in runs.ARMS]
     return {
         "teacher_learns": guards.learns(-results["teacher"], -known["token_entropy"], 0.3),
-        "longer_is_better": guards.positive_control(decide(bare, Evidence(longer, scratch, seeds))),
+        "longer_is_better": guards.positive_control(decided(longer, scratch)),
         "control_against_itself": (
             against.status != "reproduced",
             f"scratch against itself came out {against.status}",

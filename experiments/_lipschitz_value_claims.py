@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -201,9 +200,11 @@ def check_fitted(
     many, few = config.transitions
     control = scores[fitted_.ENSEMBLE, many, "return"]
     floor = float(np.mean(scores["uniform", many, "return"]))
-    itself = _decide_known(claim, scores[fitted_.ENSEMBLE, many, "other_return"], control)
+    itself = guards.decide_known(
+        claim, scores[fitted_.ENSEMBLE, many, "other_return"], control, threshold=0.0
+    )
     errors = [-scores[fitted_.SINGLE, count, "value_aware_error"] for count in (many, few)]
-    more = _decide_known(claim, *errors, worst=-1e3)
+    more = guards.decide_known(claim, *errors, threshold=0.0, worst=-1e3)
     plain, robust = (scores[arm, many, "model_mse"] for arm in (fitted_.SINGLE, fitted_.ROBUST))
     outcomes: dict[str, GuardOutcome] = {
         "control_learns": guards.learns(control, floor, LEARNS),
@@ -252,10 +253,3 @@ def judge(
     """Decides one claim; `registered` holds the digests of the claims written before the run."""
     evidence = Evidence(*pair, seeds, {} if smoke else outcomes, smoke, registered.get(claim.name))
     return claim, decide(claim, evidence)
-
-
-def _decide_known(claim: Claim, treatment: Any, control: Any, **changes: Any) -> Verdict:
-    """Verdict on whether one of two known outcomes is better at all."""
-    seeds = evaluation_seeds(len(treatment))
-    bare = replace(claim, guards=(), n_seeds=max(len(seeds), 2), threshold=0.0, **changes)
-    return decide(bare, Evidence(treatment, control, seeds))

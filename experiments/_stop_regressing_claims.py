@@ -1,7 +1,6 @@
 """What the comparison claims, and the guards without which it would mean nothing."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -161,7 +160,7 @@ def check_offline(claim: Claim, pair: Pair, scores: offline.Scores) -> dict[str,
     covered = scores[offline.COVERED, arms_.CONTROL, "score"]
     control = scores[offline.PRIMARY, arms_.CONTROL, "score"]
     other = scores[offline.PRIMARY, arms_.CONTROL, "other_score"]
-    itself = _decide_known(claim, other, control, kind="superiority", threshold=0.05)
+    itself = guards.decide_known(claim, other, control, kind="superiority", threshold=0.05)
     outcomes: dict[str, GuardOutcome] = {
         "learner_works": guards.learns(covered, WORKS, 0.0),
         "control_has_room": guards.has_room(control, 0.0, 1.0),
@@ -303,10 +302,3 @@ def judge(
         *pair, seeds[: len(pair[0])], {} if smoke else outcomes, smoke, registered.get(claim.name)
     )
     return claim, decide(claim, evidence)
-
-
-def _decide_known(claim: Claim, treatment: Any, control: Any, **changes: Any) -> Verdict:
-    """Verdict on a comparison whose outcome is known beforehand."""
-    seeds = evaluation_seeds(len(treatment))
-    bare = replace(claim, guards=(), n_seeds=max(len(seeds), 2), **changes)
-    return decide(bare, Evidence(treatment, control, seeds))

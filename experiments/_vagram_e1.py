@@ -11,7 +11,7 @@ learning rates; the network, the data and the order of the batches are the same 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -449,13 +449,6 @@ def judge_all(
     return tuple(parts)
 
 
-def decide_known(claim: Claim, treatment: Any, control: Any, **changes: Any) -> Verdict:
-    """Verdict on a comparison whose outcome is known beforehand, by a claim's own rule."""
-    seeds = evaluation_seeds(len(treatment))
-    bare = replace(claim, guards=(), n_seeds=max(len(seeds), 2), **changes)
-    return stats.decide(bare, stats.Evidence(treatment, control, seeds))
-
-
 def same_parameters(experiment: ensemble.Experiment, arms: tuple[int, ...]) -> GuardOutcome:
     """Whether arms train networks of one size."""
 
@@ -482,8 +475,10 @@ def _check(config: Config, claim: Claim, scores: Scores) -> dict[str, GuardOutco
 
     treatment, control = score(claim.treatment, metric), score(claim.control, metric)
     late, early = (score(claim.treatment, name) for name in ("value", "early"))
-    training = decide_known(claim, late, early, kind="superiority", threshold=TRAINING_MARGIN)
-    itself = decide_known(claim, score(claim.control, f"other_block_{metric}"), control)
+    training = guards.decide_known(
+        claim, late, early, kind="superiority", threshold=TRAINING_MARGIN
+    )
+    itself = guards.decide_known(claim, score(claim.control, f"other_block_{metric}"), control)
     arms = (ARMS.index(claim.treatment), ARMS.index(claim.control))
     outcomes: dict[str, GuardOutcome] = {
         "control_learns": learns(score(claim.control, "value"), score(claim.control, "constant")),
@@ -493,7 +488,7 @@ def _check(config: Config, claim: Claim, scores: Scores) -> dict[str, GuardOutco
         "control_against_itself": guards.negative_control(claim, itself),
     }
     if claim.kind == "equivalence":
-        known = decide_known(claim, score("taylor", metric), control)
+        known = guards.decide_known(claim, score("taylor", metric), control)
         seen = known.status == "not_reproduced"
         outcomes["difference_is_seen"] = seen, f"Taylor against squared came out {known.status}"
     return outcomes

@@ -472,7 +472,7 @@ def _check(config: Config, claim: Claim, scores: Scores) -> dict[str, GuardOutco
         return float(np.where(np.isfinite(values), values, claim.worst).mean())
 
     exact, uniform = (float(scores[name, 0, "return"].mean()) for name in ("exact", "uniform"))
-    itself = e1.decide_known(claim, score(MSE, f"other_block_{metric}"), score(MSE, metric))
+    itself = guards.decide_known(claim, score(MSE, f"other_block_{metric}"), score(MSE, metric))
     # A control is never inferior to itself by a margin, and never better by one.
     wanted = "reproduced" if claim.threshold < 0 else "not_reproduced"
     experiment = make(config, distractors, config.small_hidden if suffix else config.hidden)

@@ -249,10 +249,10 @@ def _check(
     treatment = scores[TREATMENT, distractors, "return"]
     control = scores[CONTROL, distractors, "return"]
     worst, best = config.random_return, config.best_return
-    trained = e1.decide_known(
+    trained = guards.decide_known(
         claim, treatment, scores[TREATMENT, distractors, "first"], threshold=0.1 * (best - worst)
     )
-    itself = e1.decide_known(claim, scores[CONTROL, distractors, "other_block"], control)
+    itself = guards.decide_known(claim, scores[CONTROL, distractors, "other_block"], control)
     return {
         "control_learns": guards.learns(control, worst, 0.1 * (best - worst)),
         "control_has_room": guards.has_room(control, worst, best),

@@ -168,28 +168,18 @@ def final(scores: Scores, arm: str) -> np.ndarray:
     return scores[arm] if arm == UPPER else scores[f"test/{arm}"][:, -1]
 
 
-def check(scores: Scores) -> dict[str, GuardOutcome]:
+def check(config: Config, scores: Scores) -> dict[str, GuardOutcome]:
     """Outcomes of the guards."""
     source, hand, upper = (final(scores, arm) for arm in (BEST_SOURCE, BEST_HAND, UPPER))
-    seeds = evaluation_seeds(len(upper))
-    bare = Claim(
-        name="known",
-        statement="",
-        metric="",
-        treatment="",
-        control="",
-        threshold=0.0,
-        worst=0.0,
-        n_seeds=max(len(seeds), 2),
-    )
-    again = decide(bare, Evidence(final(scores, es.AGAIN), final(scores, es.LAYERS), seeds))
+    decided = partial(guards.decide_known, claims(config)[0])
+    again = decided(final(scores, es.AGAIN), final(scores, es.LAYERS))
     share = float(np.mean(source) / np.mean(upper))
     arms = [final(scores, arm) for arm in es.ARMS]
     return {
         "sources_learned": guards.learns(scores["own"], 0.0, 0.6),
         "needs_both": (share <= 0.8, f"the best source reaches {share:.2f} of the upper bound"),
         "room": guards.learns(upper, float(np.mean(hand)), 0.02),
-        "training_helps": guards.positive_control(decide(bare, Evidence(upper, source, seeds))),
+        "training_helps": guards.positive_control(decided(upper, source)),
         "search_against_itself": (
             again.status == "inconclusive",
             f"a search against another of its kind came out {again.status}",
@@ -202,7 +192,7 @@ def judge(
     config: Config, scores: Scores, seeds: tuple[int, ...], registered: Mapping[str, str]
 ) -> Outcome:
     """Decides all claims by the scores of a run."""
-    outcomes = {} if config.smoke else check(scores)
+    outcomes = {} if config.smoke else check(config, scores)
     parts, paired = [], {}
     for claim, (arm, other) in _claims(config).items():
         treatment, control = final(scores, arm), final(scores, other)

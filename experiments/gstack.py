@@ -234,23 +234,11 @@ def check(config: Config, losses: Losses, known: Mapping[str, float]) -> dict[st
         np.stack([_final(losses, study, arm, 0) for study in config.studies], axis=1)
         for arm in (runs.SCRATCH, runs.HALF, runs.AGAIN)
     )
-    seeds = evaluation_seeds(len(scratch))
-    bare = Claim(
-        name="known",
-        statement="",
-        metric="",
-        treatment="",
-        control="",
-        threshold=0.0,
-        worst=WORST,
-        n_seeds=max(len(seeds), 2),
-    )
-    against = decide(bare, Evidence(again, scratch, seeds))
+    decided = partial(guards.decide_known, claims(config)[0])
+    against = decided(again, scratch)
     return {
         "control_learns": guards.learns(scratch, -known["token_entropy"], 0.3),
-        "more_training_helps": guards.positive_control(
-            decide(bare, Evidence(scratch, half, seeds))
-        ),
+        "more_training_helps": guards.positive_control(decided(scratch, half)),
         "control_against_itself": (
             against.status != "reproduced",
             f"scratch against itself came out {against.status}",

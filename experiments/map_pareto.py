@@ -16,7 +16,6 @@ Quadratic Approximation, ICLR.
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from jaxlab.stats import (
     Evidence,
     Guard,
     GuardOutcome,
+    Verdict,
     decide,
     evaluation_seeds,
     guards,
@@ -214,25 +214,16 @@ def check(config: Config, claim: Claim, scores: Scores) -> dict[str, GuardOutcom
         "finite": guards.mostly_finite(*arms),
     }
     n = names[0].rpartition("/")[2]
-    seeds = evaluation_seeds(len(arms[0]))
 
-    def known(treatment: str, control: str, threshold: float) -> tuple[Claim, Any]:
-        bare = Claim(
-            name="known",
-            statement="",
-            metric="",
-            treatment=treatment,
-            control=control,
-            threshold=threshold,
-            worst=0.0,
-            n_seeds=max(len(seeds), 2),
-        )
+    def known(treatment: str, control: str, threshold: float) -> Verdict:
         first, second = (scores[f"volume/{arm}/{n}"] for arm in (treatment, control))
-        return bare, decide(bare, Evidence(first, second, seeds))
+        return guards.decide_known(claim, first, second, threshold=threshold)
 
     if claim.kind == "superiority" and claim.treatment == MAP:
-        outcomes["more_evaluations_help"] = guards.positive_control(known(DIRECT, FEWER, 0.0)[1])
-        outcomes["control_against_itself"] = guards.negative_control(*known(AGAIN, DIRECT, GAIN))
+        outcomes["more_evaluations_help"] = guards.positive_control(known(DIRECT, FEWER, 0.0))
+        outcomes["control_against_itself"] = guards.negative_control(
+            claim, known(AGAIN, DIRECT, GAIN)
+        )
         if f"volume/{ORACLE}/{n}" in scores:
             reached = float(np.mean(_score(scores, f"ratio/{DIRECT}/{n}")))
             outcomes["control_has_room"] = reached <= 0.99, f"direct search at {reached:.3f}"

@@ -1,10 +1,14 @@
 """Outcomes of the usual validity guards: whether it holds, and the numbers that say so."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from jaxlab.stats._arrays import AnyArray
-from jaxlab.stats.claim import Claim
-from jaxlab.stats.verdict import Verdict
+from jaxlab.stats.claim import Claim, Evidence
+from jaxlab.stats.seeds import evaluation_seeds
+from jaxlab.stats.verdict import Verdict, decide
 
 
 def _mean(scores: AnyArray) -> float:
@@ -86,6 +90,25 @@ def same_budget(treatment: float, control: float, tolerance: float = 0.05) -> tu
         raise ValueError(f"treatment, control: expected positive costs, got {treatment}, {control}")
     ratio = treatment / control
     return abs(ratio - 1) <= tolerance, f"treatment / control = {ratio:.3g}"
+
+
+def decide_known(
+    claim: Claim, treatment: AnyArray, control: AnyArray | None, **changes: Any
+) -> Verdict:
+    """Decides a comparison whose outcome is known beforehand, by a claim's own rule.
+
+    Args:
+        claim: its guards do not count here, nor do its arms' names.
+        treatment: scores [n_seeds, ...].
+        control: the same, or None.
+        changes: fields of the claim that are others here, such as `threshold`.
+
+    Returns:
+        The verdict, for `positive_control` and `negative_control`.
+    """
+    seeds = evaluation_seeds(len(treatment))
+    bare = replace(claim, guards=(), n_seeds=max(len(seeds), 2), **changes)
+    return decide(bare, Evidence(treatment, control, seeds))
 
 
 def positive_control(verdict: Verdict) -> tuple[bool, str]:

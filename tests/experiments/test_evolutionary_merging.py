@@ -144,11 +144,11 @@ def test_verdicts_follow_the_scores():
 
 def test_guards_speak():
     scores = made_up()
-    assert all(outcome[0] for outcome in experiment.check(scores).values())
+    assert all(outcome[0] for outcome in experiment.check(SMALL, scores).values())
     assert experiment.claims(SMALL)[0].required and experiment.claims(SMALL)[1].required
     bad = made_up(own=0.5, again=0.5) | {experiment.UPPER: np.linspace(0.2, 0.4, 32)}
     bad[f"test/{es.PARTS}"][:4, -1] = np.nan
-    failed = {name for name, outcome in experiment.check(bad).items() if not outcome[0]}
+    failed = {name for name, outcome in experiment.check(SMALL, bad).items() if not outcome[0]}
     assert failed == {guard.name for guard in experiment.claims(SMALL)[0].guards}
     with pytest.raises(ValueError, match="generations: expected a multiple of 8, got 20"):
         es.Config(generations=20)
