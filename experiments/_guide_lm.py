@@ -214,31 +214,21 @@ def _sampler(config: Config) -> Callable[..., posttrain.Rollout]:
     return sample
 
 
-def make(config: Config, bases: Any) -> ensemble.Experiment:
-    """One arm from one of the stacked bases; `hparams` has "base", "arm" and "lr"."""
-    task, model = config.task, config.model
-    sample, solve = _sampler(config), solver(config)
+def collector(config: Config) -> Callable[[Array, Any, Array], tuple[dict, dict]]:
+    """(key, parameters, arm) -> the rows of a step to learn from, and what is told of them.
+
+    Rows have "prompts" and "lengths" of what they are trained behind, "tokens", "mask", "old"
+    log-probabilities behind what they were sampled behind, "advantages", whether they are "hinted",
+    and whether their ratios are to be 1 ("blind").
+    """
+    task, sample = config.task, _sampler(config)
     half = config.groups // 2
     second = jnp.arange(config.groups) >= half
-
-    def init(key: Array, hparams: Any) -> dict[str, Any]:
-        params = jax.tree.map(lambda leaf: leaf[hparams["base"]], bases)
-        lr = jnp.asarray(hparams["lr"], jnp.float32)
-        # The same stream for all arms of a base.
-        return {
-            "params": params,
-            "base": params,
-            "optimizer": grpo.default_optimizer(lr).init(params),
-            "lr": lr,
-            "arm": jnp.asarray(hparams["arm"], jnp.int32),
-            "key": jax.random.fold_in(key, hparams["base"]),
-        }
 
     def per_row(x: Array) -> Array:
         return jnp.repeat(x, config.group, axis=0)
 
     def collect(key: Array, params: Any, arm: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The groups of a step, judged; and what is told of them."""
         drawing, giving, sampling = jax.random.split(key, 3)
         guided = _GUIDED[arm]
         problems, prompts, good = grpo.sample_problems(drawing, task, config.groups, "train")
@@ -280,6 +270,26 @@ def make(config: Config, bases: Any) -> ensemble.Experiment:
             "reward": jnp.mean(table[:half]),
             "failed": jnp.mean(failed[:half]),
             "used": jnp.mean(counts.astype(jnp.float32)),
+        }
+
+    return collect
+
+
+def make(config: Config, bases: Any) -> ensemble.Experiment:
+    """One arm from one of the stacked bases; `hparams` has "base", "arm" and "lr"."""
+    model, collect, solve = config.model, collector(config), solver(config)
+
+    def init(key: Array, hparams: Any) -> dict[str, Any]:
+        params = jax.tree.map(lambda leaf: leaf[hparams["base"]], bases)
+        lr = jnp.asarray(hparams["lr"], jnp.float32)
+        # The same stream for all arms of a base.
+        return {
+            "params": params,
+            "base": params,
+            "optimizer": grpo.default_optimizer(lr).init(params),
+            "lr": lr,
+            "arm": jnp.asarray(hparams["arm"], jnp.int32),
+            "key": jax.random.fold_in(key, hparams["base"]),
         }
 
     def step(state: dict[str, Any], _: None) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -101,7 +101,9 @@ def compact(task: Task) -> Task:
         raise ValueError(
             f"task: expected the shared vocabulary of {VOCAB_SIZE} ids, got {task.vocab_size}"
         )
-    vocab = compact_vocab(task.used)
+    with jax.ensure_compile_time_eval():  # a task may be made inside of a traced function
+        vocab = compact_vocab(task.used)
+        stop = int(vocab.to_compact[EOS])
     size = vocab.from_compact.shape[0]
 
     def narrow(tokens: Array) -> Array:
@@ -126,7 +128,7 @@ def compact(task: Task) -> Task:
         environment = Environment(start, step)
     return task._replace(
         vocab_size=size,
-        stop=int(vocab.to_compact[EOS]),
+        stop=stop,
         prompt=lambda problem: narrow(task.prompt(problem)),
         solution=lambda problem: narrow(task.solution(problem)),
         outcome=lambda problem, completion: task.outcome(problem, widen(completion)),

@@ -1,12 +1,14 @@
 """Guide: the tables' closed forms, what the base reads, a short run."""
 
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab import posttrain
 from jaxlab.posttrain import grpo
 from jaxlab.report import discover, load_program
 from jaxlab.tasks import chain
@@ -67,6 +69,7 @@ def test_a_shorter_prompt_is_the_beginning_of_the_longest_hint():
     assert prompts.shape[1] == length + 1 + each * TINY.hints
 
 
+@pytest.mark.slow
 def test_hard_means_a_large_start():
     problems, _, _ = grpo.sample_problems(jax.random.key(0), TINY.task, 50, "test")
     np.testing.assert_array_equal(lm.is_hard(TINY, problems), np.asarray(problems.start) >= 5)
@@ -79,6 +82,58 @@ def test_refusals():
         lm.Config(steps=15)
     with pytest.raises(ValueError, match="groups: expected an even number, got 3"):
         lm.Config(groups=3)
+
+
+@pytest.mark.slow
+def test_rows_to_learn_from():
+    """Which groups count, behind what they are trained, and what their ratios compare."""
+    config = replace(TINY, groups=4, group=3, base_steps=5)
+    model = config.model
+    params = jax.tree.map(lambda x: x + 0.05, model.init(jax.random.key(3)))
+    collect = jax.jit(lambda arm: lm.collector(config)(jax.random.key(0), params, arm)[0])
+    rows = {arm: collect(i) for i, arm in enumerate(lm.ARMS)}
+    plain, _ = config.tokens
+    for arm, batch in rows.items():
+        guided = arm.startswith("guide") or arm == "solutions"
+        assert (batch["lengths"] == plain).all() == (arm != "always hinted")
+        np.testing.assert_array_equal(batch["hinted"], np.repeat([0, 0, guided, guided], 3))
+        same = np.asarray(batch["prompts"][:2, :plain] == batch["prompts"][2:, :plain]).all()
+        assert same == guided
+    # A network that knows nothing solves nothing: all groups fail, none is mixed.
+    assert not rows["filter"]["mask"].any() and not rows["guide"]["mask"].any()
+    assert rows["grpo"]["mask"].any(axis=1).all()
+    solutions = rows["solutions"]
+    np.testing.assert_array_equal(solutions["mask"].any(axis=1), solutions["hinted"])
+    np.testing.assert_array_equal(solutions["blind"], solutions["hinted"])
+    np.testing.assert_array_equal(solutions["advantages"][6:], 1)
+    assert rows["guide, no ratio"]["blind"][6:].all() and not rows["guide"]["blind"].any()
+
+    def behind(batch):
+        logits = posttrain.completion_logits(
+            model, params, batch["prompts"], batch["tokens"], batch["lengths"]
+        )
+        return np.asarray(posttrain.token_log_probs(logits, batch["tokens"]))
+
+    guide = jax.tree.map(np.asarray, rows["guide"])
+    apart = np.abs(behind(guide) - guide["old"]) * (guide["tokens"] > 0)
+    assert apart[:6].max() < 1e-5 and apart[6:].max() > 1e-3
+
+
+def test_failed_groups_alone_are_guided(monkeypatch):
+    """Rewards by a coin: a hinted group counts where the plain one of its problem failed."""
+    config = replace(TINY, groups=8, group=2, base_steps=5)
+
+    def by_parity(tokens, solutions):
+        return (jnp.sum(tokens, axis=1) % 3 == 0).astype(jnp.float32)
+
+    monkeypatch.setattr(lm, "is_right", by_parity)
+    params = config.model.init(jax.random.key(3))
+    batch = jax.jit(lambda: lm.collector(config)(jax.random.key(1), params, 2)[0])()
+    table = np.asarray(by_parity(batch["tokens"], None)).reshape(8, 2)
+    mixed, failed = table.max(1) > table.min(1), table[:4].max(1) == 0
+    wanted = np.concatenate([mixed[:4], mixed[4:] & failed])
+    np.testing.assert_array_equal(batch["mask"].reshape(8, -1).any(axis=1), wanted)
+    assert wanted[4:].any() and (mixed[4:] & ~failed).any()
 
 
 @pytest.mark.slow

@@ -70,6 +70,19 @@ def test_gradient_factor_of_the_constant_shape(w):
     np.testing.assert_allclose(slope, gamma * w / (w + gamma) ** 2, rtol=1e-4)
 
 
+def test_the_quantile_and_advantages_are_constants(drawn):
+    log_probs, old, advantages, mask = drawn
+    ratio = posttrain.importance_ratio(log_probs, old, mask)
+    slope = jax.grad(lambda r: posttrain.shape_ratio(r, mask, "percentile", 0.5).sum())(ratio)
+    gamma = np.quantile(np.asarray(ratio)[np.asarray(mask) > 0], 0.5)
+    np.testing.assert_allclose(slope, gamma / (np.asarray(ratio) + gamma) ** 2, rtol=1e-4)
+
+    def loss(advantages):
+        return posttrain.guide_policy_loss(log_probs, old, advantages, mask, jnp.ones(6, bool))[0]
+
+    np.testing.assert_array_equal(jax.grad(loss)(advantages), 0)
+
+
 def test_needs_guidance():
     rewards = jnp.asarray([[0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1.0]])
     np.testing.assert_array_equal(posttrain.needs_guidance(rewards), [True, False, False])
