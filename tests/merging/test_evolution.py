@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 from jaxlab import merging, nets
 from jaxlab.merging import CMAConfig, Genes
@@ -15,6 +16,50 @@ WRITES = ("out$", "down$")
 
 def sphere(x):
     return -jnp.sum(x**2)
+
+
+def tutorial(generations, mean, sigma):
+    """Figure 6 of Hansen's tutorial in float64, with an inverse root in place of eigenvectors."""
+    n, count = len(mean), len(generations[0][1])
+    mu = count // 2
+    w = np.log((count + 1) / 2) - np.log(np.arange(1, mu + 1))
+    w /= w.sum()
+    mueff = 1 / (w**2).sum()
+    cs, cc = (mueff + 2) / (n + mueff + 5), (4 + mueff / n) / (n + 4 + 2 * mueff / n)
+    c1 = 2 / ((n + 1.3) ** 2 + mueff)
+    cmu = min(1 - c1, 2 * (mueff - 2 + 1 / mueff) / ((n + 2) ** 2 + mueff))
+    damping = 1 + 2 * max(0, np.sqrt((mueff - 1) / (n + 1)) - 1) + cs
+    chi = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))
+    c, pc, ps = np.eye(n), np.zeros(n), np.zeros(n)
+    for g, (points, scores) in enumerate(generations):
+        y = (points[np.argsort(-scores)][:mu] - mean) / sigma
+        yw = w @ y
+        root = np.linalg.inv(scipy.linalg.sqrtm(c).real)
+        ps = (1 - cs) * ps + np.sqrt(cs * (2 - cs) * mueff) * root @ yw
+        size = np.linalg.norm(ps)
+        h = size / np.sqrt(1 - (1 - cs) ** (2 * (g + 1))) < (1.4 + 2 / (n + 1)) * chi
+        pc = (1 - cc) * pc + h * np.sqrt(cc * (2 - cc) * mueff) * yw
+        c = (
+            (1 - c1 - cmu + c1 * (1 - h) * cc * (2 - cc)) * c
+            + c1 * np.outer(pc, pc)
+            + cmu * (w[:, None] * y).T @ y
+        )
+        mean, sigma = mean + sigma * yw, sigma * np.exp(cs / damping * (size / chi - 1))
+    return mean, sigma, c
+
+
+def test_a_step_is_the_tutorials():
+    config, size = CMAConfig(8), 3
+    rng = np.random.default_rng(0)
+    generations = [(rng.normal(1, s, (8, size)), rng.normal(size=8)) for s in (0.4, 3.0, 0.2, 0.5)]
+    state = merging.cma_init(jnp.ones(size), 0.4)
+    tell = jax.jit(lambda state, points, scores: merging.cma_tell(state, points, scores, config))
+    for points, scores in generations:
+        state = tell(state, jnp.asarray(points, jnp.float32), jnp.asarray(scores, jnp.float32))
+    mean, sigma, c = tutorial(generations, np.ones(size), 0.4)
+    np.testing.assert_allclose(state.mean, mean, rtol=1e-4)
+    np.testing.assert_allclose(state.scale, sigma, rtol=1e-4)
+    np.testing.assert_allclose(state.covariance, c, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
