@@ -275,6 +275,13 @@ def collector(config: Config) -> Callable[[Array, Any, Array], tuple[dict, dict]
     return collect
 
 
+def failing(config: Config, params: Any, rounds: int = 16) -> Float[Array, ""]:
+    """Share of the groups of a step that have no right sample."""
+    collect, arm = collector(config), jnp.int32(ARMS.index("filter"))
+    keys = jax.random.split(jax.random.key(0), rounds)
+    return jnp.mean(jax.lax.map(lambda key: collect(key, params, arm)[1]["failed"], keys))
+
+
 def make(config: Config, bases: Any) -> ensemble.Experiment:
     """One arm from one of the stacked bases; `hparams` has "base", "arm" and "lr"."""
     model, collect, solve = config.model, collector(config), solver(config)
@@ -416,6 +423,7 @@ def run(
     bases = go(seeds, label="bases")
     solve = solver(config)
     hinted = jax.jit(jax.vmap(lambda params: solve(params, jax.random.key(0), True)))(bases)
+    failed = jax.jit(jax.vmap(partial(failing, config)))(bases)
     members = [(b, arm, rates[arm]) for arm in every for b in range(len(seeds))]
     data = train(config, bases, members, directory / "arms", resume, progress)
     table: dict[str, Any] = {
@@ -426,6 +434,7 @@ def run(
         for name, value in data.data_vars.items()
         if value.dims == ("point", "step")
     }
+    table["base_failed"] = ("seed", np.asarray(failed))
     table["base_hinted_pass_at_1"] = ("seed", np.mean(hinted, axis=1) / config.samples)
     coords = {
         "arm": list(ARMS),

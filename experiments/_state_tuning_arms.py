@@ -215,7 +215,7 @@ def make_states(model: rwkv7.Config, bases: Any, config: Config) -> ensemble.Exp
 
         def one(target: Target, key: Array, other: Target) -> Any:
             shown = target.write(target.train[:, None]).tokens
-            _, seen = rwkv7.read_and_write(params, model, shown)
+            _, seen = rwkv7.receptances_and_keys(params, model, shown)
             samples = jnp.concatenate(seen, axis=1)
             lead, tail = samples.shape[0], samples.shape[-2:]
             wide = st.upscaled(

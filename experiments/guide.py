@@ -210,7 +210,7 @@ def run(config: Config, *, directory: Path, resume: bool, progress: bool) -> Out
 def _checks(data: xarray.Dataset, one: dict[str, np.ndarray]) -> dict[str, tuple[bool, str]]:
     base = float(data["base_pass_at_1"].isel(arm=0, step=0).mean())
     helped = float(data["base_hinted_pass_at_1"].mean())
-    failed = float(data["failed"].sel(arm="filter").isel(step=0).mean())
+    failed = float(data["base_failed"].mean())
     control = float(np.nanmean(one["filter"]))
     return {
         "hints_help": (helped >= base + 0.2, f"{helped:.3f} with a hint, {base:.3f} without"),

@@ -13,7 +13,7 @@ from jaxlab.rwkv7.config import Config, Ranks, default_ranks
 from jaxlab.rwkv7.generation import Generation, decode, generate, stream
 from jaxlab.rwkv7.initialization import Params, init, num_params
 from jaxlab.rwkv7.losses import l2wrap_cross_entropy
-from jaxlab.rwkv7.model import features, forward, prefill, read_and_write, run_blocks, step
+from jaxlab.rwkv7.model import features, forward, prefill, receptances_and_keys, run_blocks, step
 from jaxlab.rwkv7.optimization import learning_rate_schedule, optimizer, param_labels
 from jaxlab.rwkv7.sampling import Sampler, filtered_logits, sample, top_k, top_p
 from jaxlab.rwkv7.state import State, initial_state
@@ -50,7 +50,7 @@ __all__ = [
     "optimizer",
     "param_labels",
     "prefill",
-    "read_and_write",
+    "receptances_and_keys",
     "run_blocks",
     "sample",
     "save",

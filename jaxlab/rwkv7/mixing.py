@@ -35,7 +35,9 @@ class Mixed(NamedTuple):
     shift: Float[Array, "B C"]
     wkv: Float[Array, "B H V K"]
     enlarged: Float[Array, "B H M M"] | None
-    read_and_write: tuple[Float[Array, "B T H K"], Float[Array, "B T H K"]]  # receptance and key
+    receptances_and_keys: tuple[
+        Float[Array, "B T H K"], Float[Array, "B T H K"]
+    ]  # receptance and key
 
 
 def layer_norm(params: Params, x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:

@@ -166,7 +166,7 @@ def prefill(
     return _logits(params, last), state
 
 
-def read_and_write(
+def receptances_and_keys(
     params: Params,
     config: Config,
     tokens: Int[Array, "B T"],
@@ -298,7 +298,7 @@ def _scan(
             p["ffn"], layer_norm(p["ln2"], x), old.ffn_shift, segments, fresh_shift
         )
         after = State(mixed.shift, mixed.wkv, ffn_shift, mixed.enlarged)
-        return (x + out, mixed.v_first), (after, mixed.read_and_write if collect else None)
+        return (x + out, mixed.v_first), (after, mixed.receptances_and_keys if collect else None)
 
     if remat == "block":
         # Inside a scan the compiler cannot merge the recomputation with the forward pass anyway.

@@ -122,7 +122,7 @@ def init_upscaling(
 
     Args:
         key: random key.
-        samples: keys that the model was seen to write, from `read_and_write`.
+        samples: keys that the model was seen to write, from `receptances_and_keys`.
         count: M, at least the width of a head and at most S.
         method: see `support_vectors`.
 

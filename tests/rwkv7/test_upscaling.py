@@ -126,7 +126,7 @@ def test_a_model_with_a_second_state_starts_as_the_base_model(config, params):
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, config.vocab_size)
     forward = jax.jit(rwkv7.forward, static_argnums=1)
     base, _ = forward(params, config, tokens)
-    logits, (r, k) = jax.jit(rwkv7.read_and_write, static_argnums=1)(params, config, tokens)
+    logits, (r, k) = jax.jit(rwkv7.receptances_and_keys, static_argnums=1)(params, config, tokens)
     np.testing.assert_array_equal(logits, base)
     assert r.shape == k.shape == (3, 2, 9, 2, 16)
     samples = jnp.concatenate([r, k], axis=1).reshape(3, -1, 2, 16)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.rwkv7.config import Config
 from jaxlab.rwkv7.initialization import Params
-from jaxlab.rwkv7.model import read_and_write
+from jaxlab.rwkv7.model import receptances_and_keys
 from jaxlab.rwkv7.optimization import OptimizerState, learning_rate_schedule
 from jaxlab.rwkv7.state import State, initial_state
 from jaxlab.rwkv7.state_tuning.decorrelation import Decorrelation, Scalar, dbp_update
@@ -161,13 +161,13 @@ def state_tuning_loss(
 
     Returns:
         The loss, and "nll" and "accuracy" of the tokens that count and "seen", what every state
-        was read and written with (see `read_and_write`).
+        was read and written with (see `receptances_and_keys`).
 
     Pitfall: weights on prompt tokens teach the state the distribution of prompts.
     """
     model = tuned_model(params, tuned)
     start = learned_state(tuned, config, alpha, decorrelation)
-    logits, seen = read_and_write(
+    logits, seen = receptances_and_keys(
         model,
         config,
         batch.tokens[:, :-1],
