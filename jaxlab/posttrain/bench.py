@@ -221,7 +221,11 @@ def report(peer: str | None = None) -> list[str]:
         theirs = None if peer is None else in_process(peer, "theirs", path)
     rate = ours["tokens"] / ours["rollout"]
     table = [("rollout, tokens/s", rate, theirs and ours["tokens"] / theirs["rollout"])] + [
-        (f"GRPO, steps/s of {n} members together", int(n) / seconds, theirs and 1 / theirs["step"])
+        (
+            f"GRPO, steps/s over all members, {n} vmapped",
+            int(n) / seconds,
+            theirs and 1 / theirs["step"],
+        )
         for n, seconds in ours["steps"].items()
     ]
     who = "PyTorch" if theirs is None else f"PyTorch {theirs['version']}"
