@@ -24,6 +24,7 @@ from jaxlab.stats import Claim, Evidence, Guard, decide, evaluation_seeds, guard
 
 from . import _guide_exact as tables
 from . import _guide_lm as lm
+from . import _guide_world as world
 
 if TYPE_CHECKING:
     import xarray
@@ -45,7 +46,7 @@ class Config:
 
     preset: str
     seeds: int = 16
-    lm: lm.Config = field(default_factory=lm.Config)
+    lm: world.Config = field(default_factory=world.Config)
     exact: tables.Config = field(default_factory=tables.Config)
     smoke: bool = False  # too short to judge
 
@@ -54,7 +55,7 @@ PRESETS = {
     "smoke": Config(
         preset="smoke",
         seeds=2,
-        lm=lm.Config(
+        lm=world.Config(
             n_embd=8, head_size=8, ranks=(2, 2, 2, 2), base_steps=2, habit_steps=1, base_batch=4,
             groups=2, group=2, block=1, steps=2, rates=(1e-3,), tuning_seeds=1, problems=2,
             samples=2,
@@ -67,7 +68,7 @@ PRESETS = {
     "paper": Config(
         preset="paper",
         seeds=20,
-        lm=lm.Config(
+        lm=world.Config(
             chain_steps=12, n_layer=4, n_embd=256, head_size=64, ranks=(32, 32, 32, 32),
             base_steps=20_000, habit_steps=2000, base_batch=256, base_lr=2e-3, groups=128,
             steps=500, rates=(1e-4, 3e-4, 1e-3), tuning_seeds=4, problems=256,

@@ -14,7 +14,9 @@ from jaxlab.report import discover, load_program
 from jaxlab.tasks import chain
 
 guide = sys.modules[load_program(discover()["guide"]).run.__module__]
-tables, lm = (sys.modules[f"{guide.__package__}._guide_{part}"] for part in ("exact", "lm"))
+tables, lm, world = (
+    sys.modules[f"{guide.__package__}._guide_{part}"] for part in ("exact", "lm", "world")
+)
 TINY = guide.PRESETS["smoke"].lm
 
 
@@ -42,7 +44,7 @@ def test_wrong_solutions_are_wrong_everywhere():
     task = TINY.task
     problems, _, _ = grpo.sample_problems(jax.random.key(0), task, 50, "train")
     right = jax.vmap(task.solution)(problems)
-    wrong = lm.wrong_solutions(jax.random.key(1), task, TINY.modulus, problems)
+    wrong = world.wrong_solutions(jax.random.key(1), task, TINY.modulus, problems)
     differs = np.asarray(right != wrong)
     # Numbers at every other place, then the answer behind its marker.
     places = [0, 2, 4, 7]
@@ -63,7 +65,7 @@ def test_a_shorter_prompt_is_the_beginning_of_the_longest_hint():
     wide = jax.vmap(whole.prompt)(problems)
     length, each = TINY.tokens
     np.testing.assert_array_equal(jax.vmap(plain.prompt)(problems), wide[:, :length])
-    lengths = lm.Config.lengths(TINY, jax.random.key(2), jnp.arange(500) % 2 == 0)
+    lengths = world.Config.lengths(TINY, jax.random.key(2), jnp.arange(500) % 2 == 0)
     assert (lengths[1::2] == length).all()
     assert set(np.asarray(lengths[::2])) == {length + 1 + each * n for n in (1, 2, 3)}
     assert prompts.shape[1] == length + 1 + each * TINY.hints
@@ -72,16 +74,16 @@ def test_a_shorter_prompt_is_the_beginning_of_the_longest_hint():
 @pytest.mark.slow
 def test_hard_means_a_large_start():
     problems, _, _ = grpo.sample_problems(jax.random.key(0), TINY.task, 50, "test")
-    np.testing.assert_array_equal(lm.is_hard(TINY, problems), np.asarray(problems.start) >= 5)
+    np.testing.assert_array_equal(world.is_hard(TINY, problems), np.asarray(problems.start) >= 5)
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="base_steps: expected a multiple of 5, got 7"):
-        lm.Config(base_steps=7)
+        world.Config(base_steps=7)
     with pytest.raises(ValueError, match="steps: expected a multiple of 10, got 15"):
-        lm.Config(steps=15)
+        world.Config(steps=15)
     with pytest.raises(ValueError, match="groups: expected an even number, got 3"):
-        lm.Config(groups=3)
+        world.Config(groups=3)
 
 
 @pytest.mark.slow
