@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxlab import ensemble, merging, rwkv7
 from jaxlab.merging import growth
@@ -194,6 +194,19 @@ def deepen(
     return {**params, "blocks": grown}
 
 
+def strength(config: Config, steps: int, slices: Array, step: Array) -> Float[Array, ""]:
+    """How much random new layers count, from 0 at the growth to 1 after `fade` slices.
+
+    Args:
+        config: sizes.
+        steps: of the target in a slice.
+        slices: since the growth.
+        step: within the slice.
+    """
+    done = (slices * steps + step).astype(jnp.float32)
+    return jnp.minimum(done / (config.fade * steps), 1)
+
+
 def make(config: Config) -> ensemble.Experiment:
     """A run; `hparams` has "arm" (place in `ARMS`), "start", "rate".
 
@@ -285,11 +298,10 @@ def make(config: Config) -> ensemble.Experiment:
         state = jax.lax.cond(state.slice == start, grow, lambda s, _: s, state, text)
         end = jnp.where(arm == place[HALF], config.slices // 2, config.slices)
         first = start + (arm == place[LEARNED]).astype(jnp.int32)  # of training, after growth
-        length = config.fade * steps["large"]
 
         def loss(params: gm.Params, lines: gm.Lines, i: Array) -> Array:
-            done = ((state.slice - start) * steps["large"] + i).astype(jnp.float32)
-            ramp = jnp.where(arm == place[RANDOM], jnp.minimum(done / length, 1), 1.0)
+            faded_in = strength(config, steps["large"], state.slice - start, i)
+            ramp = jnp.where(arm == place[RANDOM], faded_in, 1.0)
             old, new = (
                 jax.tree.map(lambda x: x[part], params["blocks"])
                 for part in (slice(small), slice(small, None))

@@ -143,6 +143,33 @@ def judged(losses):
     return {claim.name: verdict.status for claim, verdict in outcome.parts}
 
 
+def test_random_layers_fade_in():
+    config = replace(TINY, fade=2)
+    given = [float(runs.strength(config, 5, jnp.int32(n), jnp.int32(i))) for n, i in (
+        (0, 0), (0, 3), (1, 0), (2, 0), (7, 4)
+    )]  # fmt: skip
+    np.testing.assert_allclose(given, [0, 0.3, 0.5, 1, 1], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_fading_begins_with_the_growth(monkeypatch):
+    def at_growth_alone(config, steps, slices, step):
+        return jnp.where(slices == 0, 1.0, jnp.nan)
+
+    monkeypatch.setattr(runs, "strength", at_growth_alone)
+    experiment = runs.make(TINY)
+    arm = runs.ARMS.index(runs.RANDOM)
+    numbers = jax.tree.map(jnp.asarray, {"arm": arm, "start": 1, "rate": 1e-3})
+    state = experiment.init(jax.random.key(0), numbers)
+    update = jax.jit(lambda s: experiment.update(s)[0])
+    finite = []
+    for _ in range(3):
+        state = update(state)
+        leaves = jax.tree.leaves(state.fits["large"].params)
+        finite.append(all(bool(jnp.isfinite(x).all()) for x in leaves))
+    assert finite == [True, True, False]
+
+
 def test_verdicts_follow_the_losses():
     better = judged(made_up())
     assert {better.pop(name) for name in list(better) if "speed-up" in name} == {"inconclusive"}
