@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_worked_example_runs_and_is_short(capsys):
-    block, _ = BLOCKS
+    block = BLOCKS[0]
     assert len([line for line in block.splitlines() if line.strip()]) < 40
     exec(compile(block, "README.md", "exec"), {})
     assert "reproduced" in capsys.readouterr().out
@@ -25,13 +25,28 @@ def test_the_worked_example_runs_and_is_short(capsys):
 
 @pytest.mark.slow
 def test_the_lines_on_weights_run(tmp_path, monkeypatch):
-    _, block = BLOCKS
+    block = BLOCKS[1]
     config = rwkv7.Config(11, n_layer=1, n_embd=16, head_size=16, ranks=(4, 4, 4, 4))
     rwkv7.save(tmp_path / "model.pth", rwkv7.init(jax.random.key(0), config), config)
     monkeypatch.chdir(tmp_path)
     names = {"tokens": jax.numpy.zeros((2, 5), jax.numpy.int32)}
     exec(compile(block, "README.md", "exec"), names)
     assert names["logits"].shape == (2, 5, 11)
+
+
+@pytest.mark.slow
+def test_the_lines_on_a_verifier_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    assert names["results"].test_pass_at_1.isel(step=-1).notnull().all()
+
+
+def test_the_lines_on_merging_run():
+    base, one, another = ({"kernel": jax.numpy.full((4, 3), x)} for x in (0.0, 1.0, 2.0))
+    names = {"base": base, "one": one, "another": another}
+    exec(compile(BLOCKS[3], "README.md", "exec"), names)
+    assert names["merged"]["kernel"].shape == (32, 4, 3)
 
 
 def test_every_make_target_named_is_there():
