@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ class Config:
     small: rules.Size = field(default_factory=rules.Size)
     larger: rules.Size = field(default_factory=lambda: rules.Size(n_embd=64))
     tuning: arms.Config = field(default_factory=arms.Config)
+    mode: Literal["fast", "exact"] = "exact"  # of pretraining; "exact" is the quicker one on a CPU
     smoke: bool = False  # too short to judge
 
 
@@ -78,6 +79,7 @@ PRESETS = {
         small=rules.Size(n_embd=64, head_size=32, steps=4000, batch=128, lr=5e-3),
         larger=rules.Size(n_embd=128, n_layer=4, head_size=32, steps=4000, batch=128, lr=3e-3),
         tuning=arms.Config(steps=200, support=64, instances=64),
+        mode="fast",
     ),
 }
 Scores = dict[str, np.ndarray]  # arm -> [seeds], mean over the targets
@@ -179,18 +181,11 @@ def claims(config: Config) -> tuple[Claim, ...]:
 
 
 def _pretrained(
-    size: rules.Size, seeds: Sequence[int], place: Path, resume: bool, progress: bool, label: str
+    size: rules.Size, seeds: Sequence[int], place: Path, **options: Any
 ) -> tuple[Any, xarray.Dataset]:
     experiment = rules.pretraining(size)
-    curves = ensemble.run(
-        experiment,
-        steps=size.steps // size.block,
-        seeds=seeds,
-        checkpoint=place,
-        resume=resume,
-        progress=progress,
-        label=label,
-    )
+    steps = size.steps // size.block
+    curves = ensemble.run(experiment, steps=steps, seeds=seeds, checkpoint=place, **options)
     params = ensemble.states(place, experiment)["params"]
     return jax.tree.map(jnp.asarray, params), curves
 
@@ -280,8 +275,9 @@ def run(config: Config, *, directory: Path, resume: bool, progress: bool) -> Out
     bases, pretraining = {}, {}
     for name, size in zip(SIZES, (config.small, config.larger), strict=True):
         bases[name], pretraining[name] = _pretrained(
-            size, seeds, place / f"pretraining-{name}", resume, progress, f"pretraining, {name}"
-        )
+            size, seeds, place / f"pretraining-{name}", mode=config.mode, resume=resume,
+            progress=progress, label=f"pretraining, {name}",
+        )  # fmt: skip
         study.go(name, arms.make_frozen(size.model, bases[name], config.tuning), [name])
     base = bases["small"]
     states = study.go(

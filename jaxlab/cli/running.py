@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import signal
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from jaxlab.stats import Claim
 
 SIGTERM_STATUS, SIGINT_STATUS = 143, 130
+_MOST_CPU_DEVICES = 8  # members are few: studies have 16 seeds or more
 
 
 def main(words: Sequence[str]) -> int:
@@ -42,6 +44,7 @@ def main(words: Sequence[str]) -> int:
     options = _options(program, words[1:])
     config = options.config
     directory = options.out or Path("runs") / f"{program.name}-{config.preset}"
+    _use_every_core()
     _keep_compiled(directory)
     try:
         claims = program.claims(config)
@@ -56,6 +59,20 @@ def main(words: Sequence[str]) -> int:
     record = _run(program, options, directory, resumed, git)
     _conclude(record, directory)
     return 0
+
+
+def _use_every_core() -> None:
+    """A CPU device per core, so that members run side by side on a machine without accelerators.
+
+    One device's own threads leave cores idle between the small operations of most updates.
+    """
+    import jax
+
+    from jaxlab.report import provenance
+
+    chosen = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
+    if not chosen and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", min(provenance.cpu_count(), _MOST_CPU_DEVICES))
 
 
 def _keep_compiled(directory: Path) -> None:

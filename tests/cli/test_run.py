@@ -1,6 +1,8 @@
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -102,3 +104,21 @@ def test_sigterm_is_ours_only_during_the_run(project):
     before = signal.getsignal(signal.SIGTERM)
     main(["run", "fake", "--preset", "smoke"])
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "prefix", "expected"),
+    [
+        ("", "", "min(cpu_count(), 8)"),
+        ("--xla_force_host_platform_device_count=3", "", "3"),
+        ("", "jax.config.update('jax_num_cpu_devices', 1); ", "1"),
+    ],
+)
+def test_every_core_is_a_device_unless_devices_were_chosen(flags, prefix, expected, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    code = (
+        "import jax; from jaxlab.cli.running import _use_every_core; "
+        "from jaxlab.report.provenance import cpu_count; "
+        f"{prefix}_use_every_core(); assert jax.device_count() == {expected}, jax.device_count()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
