@@ -120,10 +120,10 @@ def run_seconds(experiment: Experiment, steps: int, seeds: int) -> float:
     return time.perf_counter() - _Clock.began
 
 
-def vmapped_against_one_by_one(name: str, experiment: Experiment, steps: int) -> list[str]:
-    """One vmapped program of all seeds against the same seeds one after another."""
+def ensemble_against_one_by_one(name: str, experiment: Experiment, steps: int) -> list[str]:
+    """One program of all seeds against the same seeds one after another."""
     keys = [jax.random.fold_in(jax.random.key(0), seed) for seed in range(SEEDS)]
-    together = jax.jit(jax.vmap(by_hand(experiment, steps)))
+    together = agents_bench.together(by_hand(experiment, steps))
     single = jax.jit(by_hand(experiment, steps))
     stacked = jnp.stack(keys)
     first_together = timed(lambda: together(stacked))
@@ -145,7 +145,7 @@ def engine_overhead(steps: int = 2000) -> str:
     """The engine's loop, guard, records and visits against `jit(vmap(scan))` of the same update."""
     experiment = regression()
     keys = jnp.stack([jax.random.fold_in(jax.random.key(0), seed) for seed in range(SEEDS)])
-    hand = jax.jit(jax.vmap(by_hand(experiment, steps)))
+    hand = agents_bench.together(by_hand(experiment, steps))
     jax.block_until_ready(hand(keys))
     pairs = [
         (run_seconds(experiment, steps, SEEDS), timed(lambda: hand(keys))) for _ in range(REPEATS)
@@ -235,10 +235,12 @@ def report(mergekit: str | None, mbrl: str | None, torch: str | None) -> str:
         "",
         "### An ensemble as one program",
         "",
-        "| what | vmapped | one after another | ratio |",
+        f"Vmapped on {jax.device_count()} devices, one for every core, as `jaxlab run` does it.",
+        "",
+        "| what | one program | one after another | ratio |",
         "|---|---|---|---|",
-        *vmapped_against_one_by_one("MLP 2×64, 500 updates", regression(), 500),
-        *vmapped_against_one_by_one("Dyna-SAC on pendulum, 5 blocks of 100 steps", *dyna()),
+        *ensemble_against_one_by_one("MLP 2×64, 500 updates", regression(), 500),
+        *ensemble_against_one_by_one("Dyna-SAC on pendulum, 5 blocks of 100 steps", *dyna()),
         "",
         "### What the engine costs",
         "",
@@ -292,6 +294,7 @@ def main() -> None:
     for library in ("mergekit", "mbrl", "torch"):
         parser.add_argument(f"--{library}", help="Python of an environment that has it")
     peers = parser.parse_args()
+    agents_bench.devices_of_cores()
     path = Path("BENCHMARKS.md")
     text = path.read_text()
     begin, end = "<!-- bench:begin -->", "<!-- bench:end -->"

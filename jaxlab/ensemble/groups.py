@@ -28,7 +28,8 @@ class Placement:
     """The members of one process on its devices, in groups that one call can hold.
 
     Fast mode: a group spans the mesh and is vmapped on each device. Exact mode: a group sits on one
-    device, and groups of different devices run at the same time.
+    device, and groups of different devices run at the same time. Programs that CPU devices cannot
+    run at the same time all sit on the first.
     """
 
     def __init__(
@@ -45,17 +46,21 @@ class Placement:
     ):
         axes = ("members",) if mesh is None else mesh.axis_names
         devices = np.array(jax.local_devices() if mesh is None else mesh.devices)
+        self.signature, self.members, self.index = signature, members, index
+        self._init = partial(start, experiment, base)
+        self._step = partial(advance, experiment, signature, capacity)
+        if devices.ndim == 1 < devices.size and _wait_for_each_other(
+            self._step, self._one(), devices
+        ):
+            devices = devices[:1]
         # Whatever the axis types of the mesh given, members are written without shardings in mind.
         mesh = Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
         if "members" not in mesh.axis_names:
             raise ValueError(f'mesh needs an axis "members", it has {mesh.axis_names}')
         if mode == "exact" and len(mesh.axis_names) > 1:
             raise ValueError(f"exact mode runs a member on one device, mesh is {dict(mesh.shape)}")
-        self.signature, self.members, self.index, self.mesh = signature, members, index, mesh
-        self.exact = mode == "exact"
+        self.mesh, self.exact = mesh, mode == "exact"
         self.names = [*signature.update_metrics, *signature.evaluate_metrics]
-        self._init = partial(start, experiment, base)
-        self._step = partial(advance, experiment, signature, capacity)
         # Exact groups fill one device each, fast groups fill all of them.
         self._width = 1 if self.exact else mesh.shape["members"]
         self._devices: Sequence[jax.Device] = list(mesh.devices.flat)
@@ -111,11 +116,14 @@ class Placement:
     def topology(self) -> dict[str, int]:
         return {"devices": len(self._devices), "members_per_call": self.size}
 
-    def _abstract(self, count: int, sharding) -> Member:
+    def _one(self) -> Member:
         seeds, hparams = self.members.take(self.index[:1])
-        one = jax.eval_shape(self._init, seeds[0], jax.tree.map(lambda x: x[0], hparams))
+        return jax.eval_shape(self._init, seeds[0], jax.tree.map(lambda x: x[0], hparams))
+
+    def _abstract(self, count: int, sharding) -> Member:
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=sharding), one
+            lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=sharding),
+            self._one(),
         )
 
     def _place_of(self, group: int, spec: PartitionSpec):
@@ -193,6 +201,18 @@ def _stack(parts: Sequence[Any], counts: Sequence[int]):
         data = [jax.device_get(jax.random.key_data(x))[:n] for x, n in zip(parts, counts)]
         return jax.random.wrap_key_data(jnp.concatenate(data), impl="threefry2x32")
     return np.concatenate([jax.device_get(x)[:n] for x, n in zip(parts, counts)])
+
+
+def _wait_for_each_other(step: Any, one: Member, devices: np.ndarray) -> bool:
+    """Whether programs on several devices could wait for each other for ever.
+
+    CPU devices share one pool of threads. LAPACK calls and FFTs on batches hold a thread of it
+    while they wait for others (seen with jax 0.10.2: with as many devices as cores, all wait).
+    """
+    if devices[0].platform != "cpu":
+        return False
+    text = jax.jit(step).lower(one, 1, 1).as_text()
+    return "@lapack_" in text or "stablehlo.fft" in text
 
 
 def _memory_limit(device: jax.Device) -> int | None:

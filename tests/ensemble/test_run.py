@@ -291,3 +291,20 @@ def test_auto_microbatch_fits_the_memory(regression, monkeypatch):
     lanes = len(jax.local_devices())
     assert whole == -(-32 // lanes)
     assert size_within(0) == 1
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+@pytest.mark.parametrize(
+    ("operation", "devices"),
+    [(jnp.tanh, 2), (lambda x: jnp.linalg.qr(x)[0], 1), (lambda x: jnp.fft.rfft(x).real, 1)],
+    ids=["tanh", "qr", "fft"],
+)
+def test_programs_that_cpu_devices_cannot_run_side_by_side(operation, devices, mode, capsys):
+    def update(state):
+        made = operation(state)
+        return state, {"mean": jnp.mean(made)}
+
+    experiment = ensemble.Experiment(lambda key, _: jax.random.normal(key, (32, 24, 24)), update)
+    data = ensemble.run(experiment, steps=5, seeds=4, mode=mode)
+    assert f"on {devices} cpu device" in capsys.readouterr().err
+    assert np.isfinite(data["mean"]).all()
