@@ -153,7 +153,7 @@ class Placement:
         return compile_fast(self._step, members, self.mesh)
 
     def _fits(self, compiled) -> bool:
-        analysis, limit = compiled.memory_analysis(), _memory_limit(self._devices[0])
+        analysis, limit = compiled.memory_analysis(), _memory_limit(self._devices)
         if analysis is None or limit is None:
             return True
         resident = analysis.argument_size_in_bytes * len(self._slices) / self._lanes()
@@ -215,11 +215,12 @@ def _wait_for_each_other(step: Any, one: Member, devices: np.ndarray) -> bool:
     return "@lapack_" in text or "stablehlo.fft" in text
 
 
-def _memory_limit(device: jax.Device) -> int | None:
+def _memory_limit(devices: Sequence[jax.Device]) -> int | None:
+    device = devices[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     if device.platform == "cpu" and hasattr(os, "sysconf"):
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return free // len(jax.local_devices())
+        return free // len(devices)
     return None
