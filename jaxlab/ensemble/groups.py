@@ -184,8 +184,10 @@ class Placement:
                 group = jax.tree.map(lambda x: x[rows], restored)
             elif self.exact:
                 seeds, hparams = self.members.take(part)
+                # One after another: on CPUs, programs that run at the same time can wait for each
+                # other for ever, as those of several devices do.
                 each = [
-                    init(seed, jax.tree.map(lambda x: x[j], hparams))
+                    jax.block_until_ready(init(seed, jax.tree.map(lambda x: x[j], hparams)))
                     for j, seed in enumerate(seeds)
                 ]
                 each += each[:1] * (len(filled) - len(part))
