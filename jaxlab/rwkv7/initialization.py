@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from jaxlab.rwkv7.config import Config, Ranks
 
@@ -43,16 +43,9 @@ def init(key: Key[Array, ""], config: Config) -> Params:
     def zeros(*shape: int) -> Array:
         return jnp.zeros((stack, *shape), config.param_dtype)
 
-    # Each decomposition waits for the one before: on a CPU, batched decompositions that run at the
-    # same time can wait for each other's threads for ever (seen with jax 0.10.2 on two cores).
-    before = jnp.uint32(0)
-
     def draw(count: int, rows: int, columns: int) -> Array:
-        nonlocal before
-        each = jax.random.split(jax.random.fold_in(next(keys), before), count)
-        drawn = jax.vmap(lambda k: _orthogonal(k, rows, columns))(each)
-        before = jnp.isnan(drawn).any().astype(jnp.uint32)  # always 0, which XLA cannot know
-        return drawn
+        each = jax.random.split(jax.random.fold_in(next(keys), 0), count)
+        return jax.vmap(lambda k: random_orthogonal(k, rows, columns))(each)
 
     def orthogonal(rows: int, columns: int, *gains: float) -> list[Array]:
         """One stack per gain, in one decomposition: compiling each takes a second."""
@@ -97,8 +90,26 @@ def num_params(config: Config) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
-def _orthogonal(key: Key[Array, ""], rows: int, columns: int) -> Array:
-    return jax.nn.initializers.orthogonal()(key, (rows, columns), jnp.float32)
+def random_orthogonal(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "R C"]:
+    """A matrix with orthonormal rows or columns, whichever are fewer.
+
+    Batches are made one after another: on a CPU, batched decompositions that run at the same time
+    can wait for each other's threads for ever (seen with jax 0.10.2 on two cores).
+
+    Args:
+        key: random key.
+        rows: R.
+        columns: C.
+
+    Returns:
+        The matrix, float32.
+    """
+
+    @jax.custom_batching.sequential_vmap
+    def one(key: Array) -> Array:
+        return jax.nn.initializers.orthogonal()(key, (rows, columns), jnp.float32)
+
+    return one(key)
 
 
 def _vectors(config: Config) -> dict[str, np.ndarray]:

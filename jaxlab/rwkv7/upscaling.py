@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxlab.rwkv7.initialization import random_orthogonal
 from jaxlab_kernels import wkv7
 
 Mode = Literal["literal", "stable"]
@@ -142,7 +143,7 @@ def init_upscaling(
         square = jnp.sum((u[:, None] - u[None]) ** 2, axis=-1)
         apart = square[jnp.triu_indices(count, 1)]
         gamma = 1 / (2 * jnp.maximum(jnp.median(apart), 1e-12))
-        basis = jax.nn.initializers.orthogonal()(turning, (width, count), jnp.float32)
+        basis = random_orthogonal(turning, width, count)
         return u, gamma, basis
 
     keys = jax.random.split(key, (layers, heads))
