@@ -116,7 +116,7 @@ def curve_plot(
             )
         axes.margins(x=0.01)
         axes.set(xlabel=x_label, ylabel=y_label)
-        title_and_legend(axes, title, len(arms))
+        title_and_legend(figure, axes, title)
         counts = [len(values) for values in arms.values()]
         add_caption(figure, _what_is_drawn(counts, failed, level))
         return figure
@@ -174,7 +174,7 @@ def profile_plot(
             axes.step(grid, estimate, where="post", color=colour, ls=dashes, lw=2.2, label=label)
         axes.set_ylim(-0.02, 1.02)
         axes.set(xlabel=x_label, ylabel="share of runs with a higher score")
-        title_and_legend(axes, title, len(scores))
+        title_and_legend(figure, axes, title)
         add_caption(
             figure, f"Band: pointwise {level:.0%} bootstrap interval, {num_resamples} resamples."
         )

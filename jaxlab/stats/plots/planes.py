@@ -71,7 +71,7 @@ def front_plot(
             dashes = ARM_DASHES[i % len(ARM_DASHES)]
             axes.plot(centre * x, centre * y, color=colour, ls=dashes, lw=2.2, label=name)
         axes.set(xlabel=x_label, ylabel=y_label)
-        title_and_legend(axes, title, len(arms))
+        title_and_legend(figure, axes, title)
         counts = [len(values) for values in arms.values()]
         words = f"Along each ray from the origin. {_what_is_drawn(counts, failed, level)}"
         add_caption(figure, textwrap.fill(words, 90))
@@ -117,7 +117,9 @@ def landscape_plot(
     with sized_figure(6.6, 5.8) as figure:
         axes = figure.add_subplot()
         shades = axes.contourf(x, y, mean.T, levels=16, cmap="cividis")
-        axes.contour(x, y, mean.T, levels=8, colors="white", linewidths=0.5, alpha=0.6)
+        axes.contour(
+            x, y, mean.T, levels=list(shades.levels)[::2], colors="white", linewidths=0.5, alpha=0.6
+        )
         bar = figure.colorbar(shades, ax=axes)
         bar.set_label(height_label)
         bar.outline.set_visible(False)
@@ -137,7 +139,7 @@ def landscape_plot(
             )
         axes.grid(visible=False)
         axes.set(xlabel=x_label, ylabel=y_label, aspect="equal")
-        title_and_legend(axes, title, 1 + len(points))
+        title_and_legend(figure, axes, title)
         words = f"Shades: mean over n = {len(table)} seeds; symbols: single seeds."
         add_caption(figure, words)
         return figure

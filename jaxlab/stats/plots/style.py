@@ -49,6 +49,8 @@ STYLE: Any = {
     "figure.facecolor": "white",
 }
 
+_LETTERS_PER_INCH = 15  # of a legend
+
 
 @contextlib.contextmanager
 def sized_figure(width: float, height: float) -> Iterator[Figure]:
@@ -60,9 +62,12 @@ def sized_figure(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def title_and_legend(axes: Axes, title: str, entries: int) -> None:
+def title_and_legend(figure: Figure, axes: Axes, title: str) -> None:
     """Above the axes, where they take no width from the curves and hide none of them."""
-    columns = 2 if entries == 4 else min(entries, 3)
+    labels = axes.get_legend_handles_labels()[1]
+    entries, longest = len(labels), max(map(len, labels))
+    fitting = int(_LETTERS_PER_INCH * figure.get_figwidth() / (longest + 8))
+    columns = max(1, min(2 if entries == 4 else 3, entries, fitting))
     rows = -(-entries // columns)
     axes.legend(
         loc="lower left",
