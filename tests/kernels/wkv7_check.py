@@ -60,4 +60,6 @@ def check(impl, case):
         bound = TOLERANCES["bfloat16" if dtype == "bfloat16" else value.dtype.name][name]
         if chunk == 128 and value.dtype == jnp.float32:
             bound *= 2
+        if case["length"] == 2:  # a gradient may be one product whose terms cancel
+            bound *= 4
         assert relative_error(value, want[name]) <= bound, name
