@@ -116,6 +116,7 @@ def test_sigterm_is_ours_only_during_the_run(project):
 )
 def test_every_core_is_a_device_unless_devices_were_chosen(flags, prefix, expected, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     code = (
         "import jax; from jaxlab.cli.running import _use_every_core; "
         "from jaxlab.report.provenance import cpu_count; "
