@@ -49,7 +49,7 @@ STYLE: Any = {
     "figure.facecolor": "white",
 }
 
-_LETTERS_PER_INCH = 15  # of a legend
+_LETTERS_PER_INCH, _BESIDE = 14, 0.8  # of a legend; inches that the axes leave to their labels
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def title_and_legend(figure: Figure, axes: Axes, title: str) -> None:
     """Above the axes, where they take no width from the curves and hide none of them."""
     labels = axes.get_legend_handles_labels()[1]
     entries, longest = len(labels), max(map(len, labels))
-    fitting = int(_LETTERS_PER_INCH * figure.get_figwidth() / (longest + 8))
+    fitting = int(_LETTERS_PER_INCH * (figure.get_figwidth() - _BESIDE) / (longest + 8))
     columns = max(1, min(2 if entries == 4 else 3, entries, fitting))
     rows = -(-entries // columns)
     axes.legend(
