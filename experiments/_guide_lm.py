@@ -41,7 +41,7 @@ ARMS = (
     "always hinted",  # and trained behind the hint
     "solutions",  # failed groups see the reference solution instead
 )
-_GUIDED = jnp.asarray([arm.startswith("guide") or arm == "solutions" for arm in ARMS])
+_GUIDED = tuple(arm.startswith("guide") or arm == "solutions" for arm in ARMS)
 
 
 def _is(arm: Array, name: str) -> Array:
@@ -64,7 +64,7 @@ def collector(config: Config) -> Callable[[Array, Any, Array], tuple[dict, dict]
 
     def collect(key: Array, params: Any, arm: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         drawing, giving, sampling = jax.random.split(key, 3)
-        guided = _GUIDED[arm]
+        guided = jnp.asarray(_GUIDED)[arm]
         problems, prompts, good = grpo.sample_problems(drawing, task, config.groups, "train")
         own = jnp.arange(config.groups)
         source = jnp.where(guided, own % half, own)

@@ -40,11 +40,11 @@ def main(words: Sequence[str]) -> int:
     """
     from jaxlab.report import RegistrationError, provenance, register
 
+    _use_every_core()  # before an experiment is imported, which may compute
     program = _find(words)
     options = _options(program, words[1:])
     config = options.config
     directory = options.out or Path("runs") / f"{program.name}-{config.preset}"
-    _use_every_core()
     _keep_compiled(directory)
     try:
         claims = program.claims(config)

@@ -1,4 +1,5 @@
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -123,3 +124,16 @@ def test_every_core_is_a_device_unless_devices_were_chosen(flags, prefix, expect
         f"{prefix}_use_every_core(); assert jax.device_count() == {expected}, jax.device_count()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_an_experiment_starts_no_device():
+    code = (
+        "import jax; from jaxlab.report import discover, load_program\n"
+        "for path in discover().values():\n"
+        "    program = load_program(path)\n"
+        "    [program.claims(config) for config in program.presets.values()]\n"
+        "jax.config.update('jax_num_cpu_devices', 3)\n"  # refused once there are devices
+        "assert jax.device_count() == 3"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
