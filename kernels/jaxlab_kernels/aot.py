@@ -98,7 +98,7 @@ def topology_mesh(
         ImportError: the compiler is not installed.
     """
     if not available(name):
-        package = "jax-cuda13-plugin jax-cuda13-pjrt" if name == "h100" else "libtpu"
+        package = "jax-cuda13-plugin jax-cuda13-pjrt" if name == "h100" else "'jax[tpu]'"
         raise ImportError(f"compiling for {name!r} needs its compiler: pip install {package}")
     if name == "h100":
         topology = topologies.get_topology_desc(

@@ -47,12 +47,12 @@ def test_compiler_refuses_what_does_not_fit():
 
 def test_missing_compiler_is_named(monkeypatch, capsys):
     monkeypatch.setattr(aot, "available", lambda name: False)
-    with pytest.raises(ImportError, match="pip install libtpu"):
+    with pytest.raises(ImportError, match=r"pip install 'jax\[tpu\]'"):
         aot.topology_mesh("v5e:2x2")
     assert aot.main(["--topology", "v5e:2x2", "h100"]) == 0
     out = capsys.readouterr().out
     assert "compiled, not measured" in out.lower()
-    assert "pip install libtpu" in out and "jax-cuda13-plugin" in out
+    assert "pip install 'jax[tpu]'" in out and "jax-cuda13-plugin" in out
 
 
 @pytest.mark.parametrize(
