@@ -175,3 +175,11 @@ def test_plots_leave_the_global_style_alone():
     before = dict(matplotlib.rcParams)
     interval_plot([row("superiority", 1, 0, 2, 0.5)], title="t")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_legends_fit_over_their_axes():
+    arms = {f"an arm with a name of some length, {i}": np.zeros((3, 4)) for i in range(7)}
+    figure = curve_plot(np.arange(4), arms, title="", x_label="", y_label="")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_legend().get_window_extent().x1 <= axes.get_window_extent().x1

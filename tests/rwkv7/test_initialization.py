@@ -1,6 +1,7 @@
 """The initial parameters against the recipe's formulas, evaluated here by loops."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -176,3 +177,12 @@ def test_configurations_hash_and_compare_by_what_they_mean():
     explicit = rwkv7.Config(10, 1, 64, dim_ffn=256, ranks=(32, 32, 32, 32), dtype="bfloat16")
     assert explicit == rwkv7.Config(10, 1, 64)
     assert hash(explicit) == hash(rwkv7.Config(10, 1, 64))
+
+
+def test_decompositions_stay_single_in_an_ensemble(config):
+    # On CPUs, batched ones that run at the same time can wait for each other for ever.
+    keys = jax.random.split(jax.random.key(0), 5)
+    text = jax.jit(jax.vmap(lambda key: rwkv7.init(key, config))).lower(keys).as_text()
+    calls = re.findall(r"@lapack_\w+\(.*\(tensor<([^>]*)>", text)
+    assert calls
+    assert all(len(re.findall(r"\d+x", shape)) == 2 for shape in calls), calls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxlab.stats.plots.style import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from jaxtyping import Array
     from matplotlib.figure import Figure
 
@@ -85,22 +86,9 @@ def curve_plot(
     if not arms or any(v.ndim != 2 or len(v) < 1 or v.shape[1:] != x.shape for v in arms.values()):
         shapes = {name: values.shape for name, values in arms.items()}
         raise ValueError(f"scores: expected arrays [n_seeds, {x.size}], got {shapes}")
-    failed = 0
     with sized_figure(7.6, 4.5) as figure:
         axes = figure.add_subplot()
-        for i, (name, values) in enumerate(arms.items()):
-            colour = ARM_COLOURS[i % len(ARM_COLOURS)]
-            alive = np.isfinite(values).all(axis=1)
-            failed += int((~alive).sum())
-            if not alive.any():
-                axes.plot([], [], color=colour, label=f"{name} (all seeds diverged)")
-                continue
-            centre, low, high = _pointwise(values[alive], level)
-            axes.fill_between(x, low, high, color=colour, alpha=0.17, lw=0)
-            if len(values) <= MAX_SEEDS_DRAWN_SINGLY:
-                axes.plot(x, values[alive].T, color=colour, alpha=0.3, lw=0.7)
-            dashes = ARM_DASHES[i % len(ARM_DASHES)]
-            axes.plot(x, centre, color=colour, ls=dashes, lw=2.2, label=name)
+        failed = draw_arms(axes, arms, level, lambda y: (np.broadcast_to(x, y.shape), y))
         for name, height in (lines or {}).items():
             axes.axhline(height, color=MUTED, lw=1.1, ls=(0, (1, 2)))
             axes.annotate(
@@ -120,6 +108,41 @@ def curve_plot(
         counts = [len(values) for values in arms.values()]
         add_caption(figure, _what_is_drawn(counts, failed, level))
         return figure
+
+
+def draw_arms(
+    axes: Axes,
+    arms: Mapping[str, np.ndarray],
+    level: float,
+    place: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> int:
+    """Band, single seeds and centre of every arm.
+
+    Args:
+        axes: where to.
+        arms: name -> scores [n_seeds, X].
+        level: of the band.
+        place: scores [..., X] -> where they lie, two arrays of that shape.
+
+    Returns:
+        How many seeds diverged and are left out.
+    """
+    failed = 0
+    for i, (name, values) in enumerate(arms.items()):
+        colour, dashes = ARM_COLOURS[i % len(ARM_COLOURS)], ARM_DASHES[i % len(ARM_DASHES)]
+        alive = np.isfinite(values).all(axis=1)
+        failed += int((~alive).sum())
+        if not alive.any():
+            axes.plot([], [], color=colour, label=f"{name} (all seeds diverged)")
+            continue
+        centre, low, high = _pointwise(values[alive], level)
+        edge = [np.concatenate([a, b[::-1]]) for a, b in zip(place(low), place(high))]
+        axes.fill(*edge, color=colour, alpha=0.17, lw=0)
+        if len(values) <= MAX_SEEDS_DRAWN_SINGLY:
+            xs, ys = place(values[alive])
+            axes.plot(xs.T, ys.T, color=colour, alpha=0.3, lw=0.7)
+        axes.plot(*place(centre), color=colour, ls=dashes, lw=2.2, label=name)
+    return failed
 
 
 def profile_plot(

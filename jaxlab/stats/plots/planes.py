@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxlab.stats.plots.curves import MAX_SEEDS_DRAWN_SINGLY, _pointwise, _what_is_drawn
+from jaxlab.stats.plots.curves import _what_is_drawn, draw_arms
 from jaxlab.stats.plots.style import (
     ARM_COLOURS,
-    ARM_DASHES,
     INK,
     add_caption,
     sized_figure,
@@ -52,24 +51,9 @@ def front_plot(
         shapes = {name: values.shape for name, values in arms.items()}
         raise ValueError(f"radii: expected arrays [n_seeds, {len(angles)}], got {shapes}")
     x, y = np.cos(angles), np.sin(angles)
-    failed = 0
     with sized_figure(6.2, 5.6) as figure:
         axes = figure.add_subplot()
-        for i, (name, values) in enumerate(arms.items()):
-            colour = ARM_COLOURS[i % len(ARM_COLOURS)]
-            alive = np.isfinite(values).all(axis=1)
-            failed += int((~alive).sum())
-            if not alive.any():
-                axes.plot([], [], color=colour, label=f"{name} (all seeds diverged)")
-                continue
-            centre, low, high = _pointwise(values[alive], level)
-            edge = np.concatenate([low * x, (high * x)[::-1]])
-            axes.fill(edge, np.concatenate([low * y, (high * y)[::-1]]), color=colour, alpha=0.17)
-            if len(values) <= MAX_SEEDS_DRAWN_SINGLY:
-                rays = values[alive].T
-                axes.plot(rays * x[:, None], rays * y[:, None], color=colour, alpha=0.3, lw=0.7)
-            dashes = ARM_DASHES[i % len(ARM_DASHES)]
-            axes.plot(centre * x, centre * y, color=colour, ls=dashes, lw=2.2, label=name)
+        failed = draw_arms(axes, arms, level, lambda radius: (radius * x, radius * y))
         axes.set(xlabel=x_label, ylabel=y_label)
         title_and_legend(figure, axes, title)
         counts = [len(values) for values in arms.values()]
