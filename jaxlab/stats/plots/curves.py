@@ -18,8 +18,8 @@ from jaxlab.stats.plots.style import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from jaxtyping import Array
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
