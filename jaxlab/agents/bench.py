@@ -57,12 +57,21 @@ def devices_of_cores() -> None:
     jax.config.update("jax_num_cpu_devices", math.gcd(SEEDS, os.cpu_count() or 1))
 
 
-def together(train: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def mesh_of(devices: int) -> Any:
+    """The first so many devices, for members."""
+    import jax
+    from jax.sharding import AxisType
+
+    return jax.make_mesh(
+        (devices,), ("members",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+
+
+def together(train: Callable[[Any], Any], mesh: Any) -> Callable[[Any], Any]:
     """One program of all seeds: vmapped on each device, without anything between devices."""
     import jax
-    from jax.sharding import AxisType, PartitionSpec
+    from jax.sharding import PartitionSpec
 
-    mesh = jax.make_mesh((jax.device_count(),), ("members",), axis_types=(AxisType.Auto,))
     rows = PartitionSpec("members")
     batched = jax.shard_map(
         jax.vmap(train), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
@@ -102,7 +111,7 @@ def measure_ours(size: Size) -> tuple[tuple[float, float], tuple[float, float]]:
         return metrics, experiment.evaluate(state, key)
 
     keys = jax.random.split(jax.random.key(0), SEEDS)
-    all_, single = together(train), jax.jit(train)
+    all_, single = together(train, mesh_of(jax.device_count())), jax.jit(train)
     return (
         seconds_of(2, lambda: jax.block_until_ready(all_(keys))),
         seconds_of(3, lambda: jax.block_until_ready(single(keys[0]))),
