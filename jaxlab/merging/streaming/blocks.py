@@ -144,14 +144,16 @@ class StreamLeaf:
             self._kept = kept
 
     def _read(self, start: int) -> Raw:
-        base = None if self._base is None else self._fill(self._base, start)
-        models = np.empty((self.count, *self._shape), self._raw)
+        base = None
+        if self._base is not None:
+            base = _aligned_empty(self._shape, self._raw)
+            self._fill(base, self._base, start)
+        models = _aligned_empty((self.count, *self._shape), self._raw)
         for row, source in zip(models, self._models):
-            self._fill(source, start, row)
+            self._fill(row, source, start)
         return base, models, start
 
-    def _fill(self, source: Source, start: int, out: np.ndarray | None = None) -> np.ndarray:
-        out = np.empty(self._shape, self._raw) if out is None else out
+    def _fill(self, out: np.ndarray, source: Source, start: int) -> None:
         flat = out.reshape(-1)
         count = min(flat.size, self.size - start)
         if DTYPES[source.code] == self._raw:
@@ -161,7 +163,6 @@ class StreamLeaf:
             source.read_into(piece, start)
             flat[:count] = piece.astype(self._raw)
         flat[count:] = 0
-        return out
 
 
 class StreamScores:
@@ -225,6 +226,14 @@ def working_memory(sources: int, itemsize: int, length: int, random: bool = Fals
     """
     results = 4 * ((12 if random else 2) * sources + 3)
     return _OVERHEAD + length * (3 * sources * itemsize + results)
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that XLA takes on a CPU without a copy: its bytes begin at a multiple of 64."""
+    count = math.prod(shape) * dtype.itemsize
+    room = np.empty(count + 64, np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + count].view(dtype).reshape(shape)
 
 
 def _block_shape(layout: Layout, shape: tuple[int, ...], size: int, length: int) -> tuple[int, ...]:
