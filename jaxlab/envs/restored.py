@@ -37,7 +37,9 @@ def restored_step_fn(
 
     Pitfall:
         Hopper and walker clip observed velocities to 10: where a velocity is beyond, the model goes
-        on from 10. What is observed as height is the torso's, not the joint's.
+        on from 10. What is observed as height is the torso's, not the joint's. brax goes on from
+        the last step's inverse of the mass matrix, which after some quick turns is none any more
+        (seen with brax 0.14); the model inverts anew, and such an environment departs from it.
     """
     if name not in RUNNERS:
         raise ValueError(f"name: expected one of {RUNNERS}, got {name!r}")

@@ -104,7 +104,8 @@ def test_refuses_impossible_settings():
 @pytest.mark.parametrize("source", ["replay", "model", "simulator"])
 def test_every_source_learns_to_play(source):
     config = DynaQConfig(source, hidden=(32, 32), block=300)
-    rates = {"lr": [3e-3], "temperature": [0.1], "model_lr": [3e-3]}
+    # Colder, imagined branches try nothing new, and some seeds stay at 0.25.
+    rates = {"lr": [3e-3], "temperature": [0.3], "model_lr": [3e-3]}
     experiment = dyna_q.make(panflute(2), config)
-    data = ensemble.run(experiment, steps=4, seeds=3, grid=rates, progress=False)
+    data = ensemble.run(experiment, steps=4, seeds=8, grid=rates, progress=False)
     assert data["score"].values[..., -1].mean() > 0.55  # uniform play 0.4375, optimal 0.625

@@ -119,17 +119,19 @@ def test_killed_and_resumed_the_bytes_are_those_of_the_unbroken_merge(project):
         "parameters: {weight: 0.5, density: 0.4}\n"
     )
     assert run(project, "whole").wait() == 0
-    stops = 0
+    stops, partial = 0, project / "out.partial"
     for attempt, name in enumerate([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]):
         process = run(project, "out", *(["--resume"] if attempt else []))
-        partial = project / "out.partial" / "merge.journal"
         deadline = time.monotonic() + 60
-        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+        journal = partial / "merge.journal"
+        while not journal.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.7 * (attempt + 1))
+        time.sleep(0.3 * (attempt + 1))
         process.send_signal(name)
-        stops += process.wait() != 0
-        assert not (project / "out").exists() or process.returncode == 0
+        process.wait()
+        stops += partial.exists()
+        if (project / "out").exists():  # all of it, even if the process did not live to say so
+            break
     assert stops
     if not (project / "out").exists():
         assert run(project, "out", "--resume").wait() == 0

@@ -174,7 +174,7 @@ def test_refusals():
 def test_reward_rises_in_an_ensemble_of_rwkv7(tmp_path):
     """From imitation that stopped early to mostly right answers; twelve members, one program."""
     recipe = pretraining.Recipe(
-        tasks.chain.Config(n_steps=1, p=5, style="values"), n_embd=16, steps=60, block=30
+        tasks.chain.Config(n_steps=1, p=5, style="values"), n_embd=16, steps=120, block=30
     )
     bases, _ = pretraining.pretrained(recipe, [0], tmp_path)
     experiment = grpo.make(
@@ -184,7 +184,7 @@ def test_reward_rises_in_an_ensemble_of_rwkv7(tmp_path):
         grpo.Config(steps_per_update=10, evaluation_prompts=32),
     )
     data = ensemble.run(
-        experiment, steps=10, seeds=4, grid={"lr": [0.0, 3e-3, 1e-2]}, progress=False,
+        experiment, steps=20, seeds=4, grid={"lr": [0.0, 1e-3, 3e-3]}, progress=False,
         checkpoint=tmp_path / "rl",
     )  # fmt: skip
     reward = data["reward"].mean("seed").values

@@ -98,7 +98,7 @@ def test_only_the_last_counting_step_is_truncated(on_done):
 
 
 @pytest.mark.slow
-def test_vmap_is_a_loop_and_grad_flows(key):
+def test_vmap_is_a_loop(key):
     keys = jax.random.split(key, 3)
     start = jnp.array([[0.3], [-1.0]])
     one = jax.jit(lambda k: wm.rollout(k, noisy_step, noisy_policy, start, 3))
@@ -107,16 +107,22 @@ def test_vmap_is_a_loop_and_grad_flows(key):
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5), many, one(keys[i])
         )
-    grad = jax.grad(
-        lambda s: jnp.sum(
-            wm.rollout(key, noisy_step, lambda k, o: 0 * o, s, 3).transition.next_obs[-1]
-        )
-    )(start)
-    noise = lambda k: 0.1 * jax.random.normal(jax.random.split(k, 3)[1], (2, 1))  # noqa: E731
+
+
+@pytest.mark.slow
+def test_grad_is_the_product_of_the_steps_slopes(key):
+    def bent_step(key, obs, action):
+        next_obs = 0.9 * jnp.sin(obs) + noise(key, obs.shape)
+        return next_obs, action[:, 0], jnp.zeros(obs.shape[:1], bool), {}
+
+    start = jnp.array([[0.3], [-1.0]])
+    last = lambda s: wm.rollout(key, bent_step, zero_policy, s, 3).transition.next_obs[-1]  # noqa: E731
+    grad = jax.grad(lambda s: jnp.sum(last(s)))(start)
     obs, want = start, jnp.ones_like(start)
     for step_key in jax.random.split(key, 3):
         want = want * 0.9 * jnp.cos(obs)
-        obs = 0.9 * jnp.sin(obs) + noise(step_key)
+        obs = 0.9 * jnp.sin(obs) + noise(jax.random.split(step_key, 3)[1], (2, 1))
+    np.testing.assert_allclose(last(start), obs, rtol=1e-5)
     np.testing.assert_allclose(grad, want, rtol=1e-5)
 
 
