@@ -75,7 +75,7 @@ def test_models_are_looked_for_beside_the_recipe(project, monkeypatch):
         (["merge.yml"], r"name a recipe and a folder: jaxlab merge CONFIG.yml OUT"),
         (["none.yml", "out"], "none.yml cannot be read"),
         (["merge.yml", "out", "--memory", "lots"], "memory: expected a size such as 256M"),
-        (["merge.yml", "out", "--memory", "1K"], "layers.0.w: needs 22 MB of memory"),
+        (["merge.yml", "out", "--memory", "1K"], "layers.0.w: needs 30 MB of memory"),
         (["merge.yml", "out", "--dtype", "int8"], "dtype: expected one of float16"),
         (["merge.yml", "base"], "base exists already"),
         (["merge.yml", "out", "--memori", "1G"], "unknown option '--memori'; did you mean"),
@@ -150,11 +150,11 @@ print(status, peak[1] if peak else 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "budget"), [("ties", 56), ("slerp", 56), ("dare_linear", 72)])
+@pytest.mark.parametrize(("method", "budget"), [("ties", 56), ("slerp", 56), ("dare_linear", 80)])
 def test_a_checkpoint_eight_times_the_budget_stays_within_it(tmp_path, method, budget):
     shapes = {
         "tiny": {"layers.0.w": (30, 20)},
-        "large": {"embed.weight": (50_000, 1024), "layers.0.w": (95_000, 1024)},  # 594 MB
+        "large": {"embed.weight": (50_000, 1024), "layers.0.w": (115_000, 1024)},  # 676 MB
     }
     models = "[{model: a}]" if method == "slerp" else "[{model: a}, {model: b}]"
     given = {"slerp": "t: 0.3", "ties": "weight: 0.5, density: 0.3"}

@@ -19,7 +19,7 @@ from jaxlab.safetensors import DTYPES
 
 BLOCK = RANDOM_BLOCK  # elements; fixed, so that the result does not depend on the memory
 _SMALLEST = 1 << 10
-_OVERHEAD = 20 << 20  # what allocators and threads hold back, measured
+_OVERHEAD = 28 << 20  # what allocators and threads hold back, measured
 Raw = tuple[Any, Any, int]  # base or None, models, start; padded
 
 
