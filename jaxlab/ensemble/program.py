@@ -28,7 +28,7 @@ def finite(tree) -> Bool[Array, ""]:
     """Whether every float leaf is finite."""
     # The largest magnitude, NaN if any is, costs a CPU less than `isfinite(x).all()`.
     leaves = [jnp.abs(x).max(initial=0) for x in jax.tree.leaves(tree) if is_float(x)]
-    return jnp.stack([x < jnp.inf for x in leaves]).all() if leaves else jnp.array(True)
+    return jnp.stack([jnp.isfinite(x) for x in leaves]).all() if leaves else jnp.array(True)
 
 
 def start(experiment: Experiment, base: Array, seed: Array, hparams: Any) -> Member:
@@ -107,12 +107,13 @@ def compile_fast(step: Callable, members: Any, mesh: Mesh) -> Any:
             check_vma=False,
         )
     place = NamedSharding(mesh, PartitionSpec())
-    compiled = _compile(batched, members, place)
     if len(mesh.axis_names) == 1:
-        return compiled
+        # Asked for, because XLA replicates a leaf without elements, which the next call refuses.
+        kept = jax.tree.map(lambda x: x.sharding, members)
+        return _compile(batched, members, place, out_shardings=(kept, None))
     # An update that spreads a member over the further axes decides how its state lies between
     # calls, or every call would gather it.
-    shardings = compiled.output_shardings[0]
+    shardings = _compile(batched, members, place).output_shardings[0]
     members = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), members, shardings
     )

@@ -12,6 +12,7 @@ from jaxlab import ensemble, nets, stats
 from jaxlab.ensemble.experiment import inspect
 from jaxlab.ensemble.groups import Placement
 from jaxlab.ensemble.members import check_key, make_members
+from jaxlab.ensemble.program import finite
 
 RUN = {"steps": 40, "record_every": 5, "seeds": 3, "progress": False}
 
@@ -133,6 +134,23 @@ def test_a_dead_member_counts_as_worst_in_a_claim():
     verdict = stats.decide(claim, stats.Evidence(alive, np.where([1, 0], dead, alive), (0, 1)))
     assert (healthy.estimate, healthy.failures) == (1.0, (0, 0))
     assert verdict.estimate == ((1 - -9) + 0) / 2 and verdict.failures == (0, 1)
+
+
+def test_a_leaf_without_elements_lies_where_its_member_does():
+    experiment = ensemble.Experiment(
+        lambda key, h: {"x": jax.random.normal(key), "e": jnp.zeros((0,))},
+        lambda s: ({**s, "x": s["x"] + 1}, {"x": s["x"]}),
+    )
+    data = ensemble.run(experiment, steps=2, seeds=2, record_every=1, progress=False)
+    assert (data.died_at == -1).all() and data.x.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float8_e4m3fn, jnp.float8_e4m3b11fnuz, jnp.float8_e5m2, jnp.bfloat16]
+)
+def test_numbers_without_an_infinity_can_be_finite(dtype):
+    assert finite({"x": jnp.ones(3, dtype)})
+    assert not finite({"x": jnp.array([1, jnp.nan, 1], dtype)})
 
 
 def test_integer_metrics_become_real_so_that_the_dead_read_nan():
