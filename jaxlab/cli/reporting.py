@@ -34,7 +34,8 @@ def main(words: Sequence[str]) -> int:
         0.
 
     Raises:
-        UsageError: a folder does not exist, or no verdict lies below any of them.
+        UsageError: a folder does not exist, no verdict lies below any of them, or the page cannot
+            be written.
     """
     from jaxlab.report import collect, experiments_folder, files, page, scoreboard
 
@@ -52,7 +53,11 @@ def main(words: Sequence[str]) -> int:
     if not stored:
         looked = ", ".join(str(root) for root in roots)
         raise UsageError(f"no verdict.json below {looked}; make one with: jaxlab run NAME")
-    files.write_text(options.out, page.render(stored))
+    rendered = page.render(stored)
+    try:
+        files.write_text(options.out, rendered)
+    except OSError as error:
+        raise UsageError(f"{options.out} cannot be written: {error.strerror}") from error
     print(f"{options.out}: {len(stored)} stored runs; open it in a browser")
     if results is not None and experiments is not None and experiments.name == "experiments":
         records = [record for _, record in collect([results])[0]]

@@ -35,15 +35,20 @@ def main(words: Sequence[str]) -> int:
         0 when the run ended, whatever the verdict.
 
     Raises:
-        UsageError: unknown name, preset or option, or a folder that belongs to another run.
+        UsageError: unknown name, preset or option, or a folder that belongs to another run, cannot
+            be written or holds checkpoints that cannot be used.
         SystemExit: interrupted, after saying how to go on.
     """
+    from jaxlab.ensemble import CheckpointError
     from jaxlab.report import RegistrationError, provenance, register
+    from jaxlab.report.registration import checkpoints
 
     _use_every_core()  # before an experiment is imported, which may compute
     program = _find(words)
     options = _options(program, words[1:])
     config = options.config
+    if config.seeds < 1:
+        raise UsageError(f"seeds: expected at least 1, got {config.seeds}")
     directory = options.out or Path("runs") / f"{program.name}-{config.preset}"
     _keep_compiled(directory)
     try:
@@ -55,8 +60,14 @@ def main(words: Sequence[str]) -> int:
         resumed = register(directory, program, config, claims, resume=options.resume)
     except RegistrationError as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{directory} cannot hold a run: {error.strerror}") from error
     _announce(program, config, claims, directory, resumed)
-    record = _run(program, options, directory, resumed, git)
+    reused = resumed and bool(checkpoints(directory))
+    try:
+        record = _run(program, options, directory, reused, git)
+    except CheckpointError as error:
+        raise UsageError(f"give another --out, or --no-resume to start over: {error}") from error
     _conclude(record, directory)
     return 0
 
@@ -82,8 +93,10 @@ def _keep_compiled(directory: Path) -> None:
     """
     import jax
 
+    from jaxlab.report.registration import compiled_folder
+
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        folder = (directory / "checkpoints" / "compiled").resolve()
+        folder = compiled_folder(directory).resolve()
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

@@ -39,11 +39,16 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> UsageError:
 
 def flag_names(options: Any, prefix: str = "--") -> list[str]:
     """Every flag of a (nested) dataclass instance, as tyro spells them."""
+    from jaxlab.report.configs import holds_dataclasses
+
     names: list[str] = []
     for field in dataclasses.fields(options):
         value, name = getattr(options, field.name), field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             names += flag_names(value, "--" if name == "config" else f"{prefix}{name}.")
+        elif holds_dataclasses(value):
+            for i, entry in enumerate(value):
+                names += flag_names(entry, f"{prefix}{name}.{i}.")
         elif isinstance(value, bool):
             names += [f"{prefix}{name}", f"{prefix}no-{name}"]
         else:

@@ -13,21 +13,31 @@ from typing import Any
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Leaf fields of nested dataclasses by dotted name, in declaration order.
 
+    The entries of a tuple of dataclasses are named by their index, as on the command line.
+
     Args:
         config: a dataclass instance.
         prefix: put before every name.
 
     Returns:
-        {"seeds": 4, "e1.steps": 100, ...}
+        {"seeds": 4, "e1.steps": 100, "studies.0.steps": 16, ...}
     """
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
             flat |= flatten(value, f"{name}.")
+        elif holds_dataclasses(value):
+            for i, entry in enumerate(value):
+                flat |= flatten(entry, f"{name}.{i}.")
         else:
             flat[name] = value
     return flat
+
+
+def holds_dataclasses(value: Any) -> bool:
+    """Whether a field's value is a tuple of dataclasses."""
+    return isinstance(value, tuple) and bool(value) and all(map(dataclasses.is_dataclass, value))
 
 
 def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -36,6 +46,9 @@ def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
             flat |= flatten_tree(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            entries = {str(i): entry for i, entry in enumerate(value)}
+            flat |= flatten_tree(entries, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat

@@ -74,10 +74,12 @@ def from_json(data: dict[str, Any]) -> Record:
     """Inverse of `Record.to_json`.
 
     Raises:
-        ValueError: another format, or a field missing.
+        ValueError: no JSON object, another format, or a field missing.
     """
     from jaxlab.stats import Verdict
 
+    if not isinstance(data, dict):
+        raise ValueError(f"verdict must be a JSON object, got {type(data).__name__}")
     if data.get("format") != FORMAT:
         raise ValueError(f"verdict format must be {FORMAT}, got {data.get('format')!r}")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,14 +86,28 @@ def register(
             _check_same(directory, old, new)
             return True
         new["earlier_registrations"] = old["earlier_registrations"] + 1
-        # A verdict of the replaced run must not stand beside the new claims.
+        # A verdict of the replaced run must not stand beside the new claims, nor may the new run,
+        # once interrupted, go on from checkpoints of the replaced one.
         (directory / VERDICT_FILE).unlink(missing_ok=True)
+        for kept in checkpoints(directory):
+            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
     elif directory.is_dir() and any(directory.iterdir()):
         raise RegistrationError(
             f"{directory} is not empty and holds no run of {program.name!r}; give another --out"
         )
     files.write_json(path, new)
     return False
+
+
+def compiled_folder(directory: Path) -> Path:
+    """Where a run keeps its compiled programs, which serve every configuration."""
+    return directory / "checkpoints" / "compiled"
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """What the studies of a run have kept in its folder, compiled programs apart."""
+    compiled = compiled_folder(directory)
+    return [path for path in compiled.parent.glob("*") if path != compiled]
 
 
 def registered_digests(directory: Path) -> dict[str, str]:

@@ -87,9 +87,10 @@ def save(
         program: the experiment.
         config: what ran.
         outcome: what came back.
-        git: commit of the code, taken before the run.
+        git: commit of the code, taken before the run; that of a finished visit stays, since its
+            numbers are reused.
         wall_seconds: of this visit.
-        resumed: whether earlier visits contributed.
+        resumed: whether checkpoints of earlier visits contributed.
 
     Returns:
         The record, as written to `verdict.json` last of all, so that its presence says that the
@@ -99,6 +100,7 @@ def save(
         ValueError: the outcome does not fit the registered claims.
     """
     registration = files.read_json(directory / CLAIMS_FILE)
+    earlier = _earlier_visit(directory) if resumed else None
     pairs = judged_parts(outcome, registered_digests(directory), config.preset)
     status = overall(pairs, config.preset)
     for name, dataset in outcome.datasets.items():
@@ -121,11 +123,11 @@ def save(
         command=command(program, config),
         versions=provenance.versions(),
         device=provenance.device(),
-        wall_seconds=round(wall_seconds + _earlier_visits(directory, resumed), 1),
+        wall_seconds=round(wall_seconds + (earlier["wall_seconds"] if earlier else 0.0), 1),
         resumed=resumed,
         earlier_registrations=registration["earlier_registrations"],
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        git=git,
+        git=earlier["git"] if earlier else git,
         notes=outcome.notes,
         files={
             "datasets": [f"results/{_slug(name)}.nc" for name in outcome.datasets],
@@ -136,10 +138,10 @@ def save(
     return record
 
 
-def _earlier_visits(directory: Path, resumed: bool) -> float:
-    """Seconds of a finished visit to the same directory, whose work this one has reused."""
+def _earlier_visit(directory: Path) -> dict[str, Any] | None:
+    """The verdict of a finished visit to the same directory, whose work this one has reused."""
     path = directory / VERDICT_FILE
-    return float(files.read_json(path)["wall_seconds"]) if resumed and path.exists() else 0.0
+    return files.read_json(path) if path.exists() else None
 
 
 def _scores(treatment: np.ndarray, control: np.ndarray) -> dict[str, list[float | None]]:

@@ -29,10 +29,17 @@ def test_broken_records_are_named_and_skipped(project, capsys):
     main(["run", "fake", "--preset", "smoke"])
     broken = project / "runs" / "broken"
     broken.mkdir()
-    (broken / "verdict.json").write_text("{")
-    assert main(["report"]) == 0
-    assert "skipped" in capsys.readouterr().err
-    assert (project / "report.html").read_text().count("<article") == 1
+    for text in ("{", "[1]"):
+        (broken / "verdict.json").write_text(text)
+        assert main(["report"]) == 0
+        assert "skipped" in capsys.readouterr().err
+        assert (project / "report.html").read_text().count("<article") == 1
+
+
+def test_a_page_that_cannot_be_written_is_refused_in_one_sentence(project, capsys):
+    main(["run", "fake", "--preset", "smoke"])
+    assert main(["report", "--out", "runs"]) == 2
+    assert "runs cannot be written: Is a directory" in capsys.readouterr().err
 
 
 def test_list_shows_experiments_verdicts_and_failures(project, capsys):

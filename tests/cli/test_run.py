@@ -58,12 +58,77 @@ def test_help_lists_every_field(project, capsys):
         assert text in out
 
 
+def test_entries_of_a_tuple_of_dataclasses_are_options(project, capsys):
+    source = project / "experiments" / "fake.py"
+    field = "    shift: Shift = Shift()\n"
+    more = "    more: tuple[Shift, ...] = (Shift(), Shift())\n"
+    source.write_text(source.read_text().replace(field, field + more))
+    words = "run fake --more.1.size 3 --more.0.no-use-noise --more.0.scales 1 2"
+    assert main(words.split()) == 0
+    stored = verdict(project / "runs" / "fake-small")
+    assert stored["modified"] == [
+        "more.0.scales (8, 64) -> (1, 2)",
+        "more.0.use_noise True -> False",
+        "more.1.size 1.0 -> 3.0",
+    ]
+    assert main([*shlex.split(stored["command"])[1:], "--out", "again"]) == 0
+    assert verdict(project / "again")["config_digest"] == stored["config_digest"]
+    assert main(["run", "fake", "--more.0.sizes", "3"]) == 2
+    assert "did you mean '--more.0.size'?" in capsys.readouterr().err
+    assert main(["run", "fake"]) == 2
+    assert "more.1.size 3.0 -> 1.0" in capsys.readouterr().err
+
+
+def test_a_run_without_seeds_is_refused_before_it_is_registered(project, capsys):
+    source = project / "experiments" / "fake.py"
+    source.write_text(source.read_text().replace("if self.seeds < 1:", "if False:"))
+    for seeds in ("0", "-3"):
+        assert main(["run", "fake", "--seeds", seeds]) == 2
+        assert f"seeds: expected at least 1, got {seeds}" in capsys.readouterr().err
+    assert not (project / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(project, capsys):
+    (project / "file").write_text("")
+    for out in ("file", "/proc/foo"):
+        assert main(["run", "fake", "--out", out]) == 2
+        assert f"{out} cannot hold a run: " in capsys.readouterr().err
+
+
+def test_checkpoints_that_cannot_be_used_are_named_with_the_remedy(project, capsys):
+    source = project / "experiments" / "fake.py"
+    source.write_text(
+        source.read_text().replace(
+            "raise KeyboardInterrupt",
+            "import jaxlab.ensemble; raise jaxlab.ensemble.CheckpointError('another run')",
+        )
+    )
+    assert main(["run", "fake", "--stop", "ctrl-c"]) == 2
+    assert "--no-resume to start over: another run" in capsys.readouterr().err
+
+
+def test_only_checkpoints_carry_work_of_an_earlier_visit_over(project):
+    folder = project / "runs" / "fake-smoke"
+    words = ["run", "fake", "--preset", "smoke"]
+    main(words)
+    stored = verdict(folder) | {"wall_seconds": 5000.0, "git": {"commit": "old", "dirty": False}}
+    (folder / "checkpoints" / "compiled").mkdir(parents=True, exist_ok=True)
+    for kept in ("compiled/program", "study"):
+        (folder / "checkpoints" / kept).mkdir()
+        (folder / "verdict.json").write_text(json.dumps(stored))
+        main(words)
+        again, reused = verdict(folder), kept == "study"
+        assert again["resumed"] is reused
+        assert (again["wall_seconds"] >= 5000) is reused
+        assert (again["git"] == stored["git"]) is reused
+
+
 def test_finished_runs_resume_and_foreign_ones_are_refused(project, capsys):
     assert main(["run", "fake", "--preset", "smoke"]) == 0
     assert main(["run", "fake", "--preset", "smoke"]) == 0
     assert "resumes runs/fake-smoke" in capsys.readouterr().out
     folder = project / "runs" / "fake-smoke"
-    assert verdict(folder)["resumed"] and verdict(folder)["status"] == "smoke"
+    assert verdict(folder)["status"] == "smoke"
 
     assert main(["run", "fake", "--preset", "smoke", "--shift.size", "3"]) == 2
     assert "shift.size 1.0 -> 3.0" in capsys.readouterr().err

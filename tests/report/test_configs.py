@@ -35,6 +35,18 @@ def test_flatten_names_leaves_by_path():
     }
 
 
+def test_tuples_of_dataclasses_are_named_by_index():
+    @dataclass(frozen=True)
+    class Many:
+        studies: tuple[Inner, ...] = (Inner(), Inner(widths=(1,)))
+
+    flat = configs.flatten(Many())
+    assert flat["studies.1.widths"] == (1,) and flat["studies.0.fast"] is True
+    assert configs.flatten_tree(configs.plain(Many())).keys() == flat.keys()
+    changed = configs.changes(Many((Inner(), Inner(2e-3, (1,)))), Many())
+    assert configs.flags(changed) == ["--studies.1.learning-rate", "0.002"]
+
+
 def test_plain_is_strict_json():
     json.dumps(configs.plain(Outer()), allow_nan=False)
 

@@ -34,13 +34,17 @@ def test_another_claim_or_configuration_is_refused_when_resuming(program, tmp_pa
     assert registered_digests(tmp_path / "r")["gain"] == claims[0].digest()
 
 
-def test_replacing_counts_and_removes_the_old_verdict(program, tmp_path):
+def test_replacing_counts_and_removes_the_old_verdict_and_checkpoints(program, tmp_path):
     config = program.presets["small"]
     enter(program, tmp_path / "r", config)
     (tmp_path / "r" / "verdict.json").write_text("{}")
+    for kept in ("compiled", "study"):
+        (tmp_path / "r" / "checkpoints" / kept).mkdir(parents=True)
+    (tmp_path / "r" / "checkpoints" / "run.json").write_text("{}")
     changed = dataclasses.replace(config, seeds=17)
     assert enter(program, tmp_path / "r", changed, resume=False) is False
     assert not (tmp_path / "r" / "verdict.json").exists()
+    assert [path.name for path in (tmp_path / "r" / "checkpoints").iterdir()] == ["compiled"]
     content = json.loads((tmp_path / "r" / "claims.json").read_text())
     assert content["earlier_registrations"] == 1
 
