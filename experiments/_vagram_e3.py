@@ -65,6 +65,10 @@ class Config:
     required: bool = True  # whether the claim counts for the overall verdict
     smoke: bool = False  # too short to judge
 
+    def worst(self) -> float:
+        """Return of a diverged seed: zero, or that of uniform actions where rewards are costs."""
+        return min(0.0, self.random_return)
+
     def settings(self) -> dict[int, tuple[str, ...]]:
         """The arms that are run, by number of distractors."""
         compared = (CONTROL, TREATMENT)
@@ -156,7 +160,7 @@ def run(
             rates = list(config.learning_rates)
             if len(rates) > 1:
                 tuning = go("-tuning", config.tuning_blocks, range(config.tuning_seeds), rates)
-                score = np.nan_to_num(final_return(tuning), nan=0.0).mean(axis=-1)
+                score = np.nan_to_num(final_return(tuning), nan=config.worst()).mean(axis=-1)
                 rates = [rates[int(np.argmax(score))]]
             data = go("", config.blocks, e1.study_seeds(config), rates).isel(model_lr=0)
             scores[arm, distractors, "return"] = final_return(data)
@@ -186,7 +190,7 @@ def claims(config: Config) -> tuple[Claim, ...]:
         "treatment": TREATMENT,
         "control": CONTROL,
         "threshold": round(0.2 * (config.best_return - config.random_return), 2),
-        "worst": 0.0,
+        "worst": config.worst(),
         "n_seeds": max(config.seeds, e1.PUBLISHABLE),
         "guards": _GUARDS,
         "protocol": (

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.report import Curves, Outcome, Paper, registered_digests
+from jaxlab.report import Curves, Outcome, Paper, registered_digests, seeded
 from jaxlab.stats import Claim, Evidence, Verdict, decide
 
 from . import _edge_of_reach_e1 as tables
@@ -78,9 +78,10 @@ def claims(config: Config) -> tuple[Claim, ...]:
 
 def _studies(config: Config) -> tuple[tuple[Any, Any], ...]:
     """Each study with its configuration for the seeds asked for."""
+    preset = PRESETS[config.preset]
     studies: tuple[tuple[Any, Any], ...] = (
-        (tables, replace(config.e1, seeds=config.seeds)),
-        (networks, replace(config.e2, seeds=config.seeds)),
+        (tables, seeded(config.e1, preset.e1, config.seeds)),
+        (networks, seeded(config.e2, preset.e2, config.seeds)),
     )
     if config.e3.enabled:
         studies += ((scale, replace(config.e3, seeds=min(config.seeds, config.e3.seeds))),)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.report import Curves, Outcome, Paper, registered_digests
+from jaxlab.report import Curves, Outcome, Paper, registered_digests, seeded
 from jaxlab.stats import Claim
 
 from . import _model_generalization_factorial as factorial
@@ -88,9 +88,14 @@ PRESETS = {
 
 def _studies(config: Config) -> tuple[counting.Config, tuple[factorial.Config, ...]]:
     """The studies' configurations for the seeds asked for."""
-    worlds = (config.panflute, config.procmaze, config.buttongrid)
-    run = tuple(replace(w, seeds=config.seeds) for w in worlds if w.claimed)
-    return replace(config.theory, seeds=config.seeds), run
+    seeds, preset = config.seeds, PRESETS[config.preset]
+    worlds = (
+        (config.panflute, preset.panflute),
+        (config.procmaze, preset.procmaze),
+        (config.buttongrid, preset.buttongrid),
+    )
+    run = tuple(seeded(world, usual, seeds) for world, usual in worlds if world.claimed)
+    return seeded(config.theory, preset.theory, seeds), run
 
 
 def claims(config: Config) -> tuple[Claim, ...]:

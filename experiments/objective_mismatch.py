@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.report import Curves, Outcome, Paper, registered_digests
+from jaxlab.report import Curves, Outcome, Paper, registered_digests, seeded
 from jaxlab.stats import Claim
 
 from . import _objective_mismatch_attack as attacking
@@ -80,7 +80,9 @@ PRESETS = {
 def _seeded(config: Config) -> Config:
     """The studies' configurations for the seeds asked for."""
     names = ("correlation", "attack", "cartpole_attack", "reweighting", "pendulum_reweighting")
-    return replace(config, **{n: replace(getattr(config, n), seeds=config.seeds) for n in names})
+    preset = PRESETS[config.preset]
+    studies = {n: seeded(getattr(config, n), getattr(preset, n), config.seeds) for n in names}
+    return replace(config, **studies)
 
 
 def claims(config: Config) -> tuple[Claim, ...]:

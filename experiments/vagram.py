@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.report import Curves, Outcome, Paper, registered_digests
+from jaxlab.report import Curves, Outcome, Paper, registered_digests, seeded
 from jaxlab.stats import Claim, Verdict
 
 from . import _vagram_e1 as models
@@ -107,10 +107,10 @@ PRESETS = {
 
 def _studies(config: Config) -> tuple[tuple[Any, Any], ...]:
     """Each study with its configuration for the seeds asked for."""
-    seeds = config.seeds
+    seeds, preset = config.seeds, PRESETS[config.preset]
     return (
-        (models, replace(config.e1, seeds=seeds)),
-        (planning, replace(config.e2, seeds=seeds)),
+        (models, seeded(config.e1, preset.e1, seeds)),
+        (planning, seeded(config.e2, preset.e2, seeds)),
         (loop, replace(config.e3, seeds=min(seeds, config.e3.seeds))),
     )
 

@@ -40,15 +40,16 @@ def main(words: Sequence[str]) -> int:
         SystemExit: interrupted, after saying how to go on.
     """
     from jaxlab.ensemble import CheckpointError
-    from jaxlab.report import RegistrationError, provenance, register
+    from jaxlab.report import RegistrationError, configs, provenance, register
     from jaxlab.report.registration import checkpoints
 
     _use_every_core()  # before an experiment is imported, which may compute
     program = _find(words)
     options = _options(program, words[1:])
     config = options.config
-    if config.seeds < 1:
-        raise UsageError(f"seeds: expected at least 1, got {config.seeds}")
+    for name, value in configs.flatten(config).items():
+        if name.rpartition(".")[2] == "seeds" and value < 1:
+            raise UsageError(f"{name}: expected at least 1, got {value}")
     directory = options.out or Path("runs") / f"{program.name}-{config.preset}"
     _keep_compiled(directory)
     try:

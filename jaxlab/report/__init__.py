@@ -1,5 +1,6 @@
 """Experiment programs, their stored verdicts, and the page that shows them."""
 
+from jaxlab.report.configs import seeded
 from jaxlab.report.discovery import discover, experiments_folder, load_program, programs_in
 from jaxlab.report.files import read_dataset, write_dataset
 from jaxlab.report.program import Curves, Fronts, Landscape, Outcome, Paper, Program
@@ -27,5 +28,6 @@ __all__ = [
     "register",
     "registered_digests",
     "save",
+    "seeded",
     "write_dataset",
 ]

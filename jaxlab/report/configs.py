@@ -96,6 +96,20 @@ def changes(config: Any, reference: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def seeded(study: Any, preset: Any, seeds: int) -> Any:
+    """A study's config with the seeds of the whole, unless it was given seeds of its own.
+
+    Args:
+        study: a part of the experiment's config, with a field `seeds`.
+        preset: the same part of the preset.
+        seeds: how many the whole experiment has.
+
+    Returns:
+        `study` itself where its seeds are not those of the preset.
+    """
+    return dataclasses.replace(study, seeds=seeds) if study.seeds == preset.seeds else study
+
+
 def describe(differences: dict[str, tuple[Any, Any]]) -> tuple[str, ...]:
     """One readable phrase per changed field: "e1.steps 4000 -> 100"."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlab import ensemble
+from jaxlab.report import discover, load_program
 from jaxlab.stats import combine
 
 FOLDER = Path(__file__).parents[2] / "experiments"
@@ -267,3 +268,31 @@ def test_a_short_run_ends_in_smoke_verdicts(tmp_path):
     assert results["e1-d3"]["value_error"].dims == ("arm", "seed", "step")
     assert all(len(values) == 3 and np.isfinite(values).all() for values in found.values())
     assert statuses(e1.judge(TINY, found)) == ["smoke"] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "study"),
+    [
+        ("vagram", "e1"),
+        ("vagram", "e2"),
+        ("edge_of_reach", "e1"),
+        ("edge_of_reach", "e2"),
+        ("model_generalization", "theory"),
+        ("model_generalization", "panflute"),
+        ("objective_mismatch", "attack"),
+    ],
+)
+def test_seeds_of_one_study_are_not_ignored(name, study):
+    program = load_program(discover()[name])
+    config = replace(program.presets["small"], seeds=18)
+    own = replace(config, **{study: replace(getattr(config, study), seeds=17)})
+    before, after = ({c.name: c.n_seeds for c in program.claims(c)} for c in (config, own))
+    changed = {(before[n], after[n]) for n in before if before[n] != after[n]}
+    assert changed == {(18, 17)} and 18 in after.values()
+
+
+def test_a_diverged_seed_of_the_loop_scores_no_better_than_uniform_actions():
+    program = load_program(discover()["vagram"])
+    for preset, worst in (("smoke", -1200.0), ("small", 0.0), ("paper", 0.0)):
+        claims = {claim.name: claim for claim in program.claims(program.presets[preset])}
+        assert claims["loop return with distractors"].worst == worst

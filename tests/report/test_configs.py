@@ -47,6 +47,11 @@ def test_tuples_of_dataclasses_are_named_by_index():
     assert configs.flags(changed) == ["--studies.1.learning-rate", "0.002"]
 
 
+def test_a_study_has_the_seeds_of_the_whole_or_its_own():
+    assert configs.seeded(Outer(), Outer(), 9) == Outer(seeds=9)
+    assert configs.seeded(Outer(seeds=2), Outer(), 9) == Outer(seeds=2)
+
+
 def test_plain_is_strict_json():
     json.dumps(configs.plain(Outer()), allow_nan=False)
 
