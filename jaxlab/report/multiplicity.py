@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxlab.report.record import Record
+
+if TYPE_CHECKING:
+    from jaxlab.stats import Claim
 
 JUDGED = ("reproduced", "not_reproduced", "inconclusive")
 
@@ -44,15 +48,22 @@ def q_values(records: Sequence[Record]) -> list[float]:
 
 
 def expected_false_reproduced(records: Sequence[Record]) -> float:
-    """Largest expected number of false "reproduced": alpha / 2 for each judged claim.
+    """Largest expected number of false "reproduced" were every effect just below its threshold.
+
+    A part errs with probability alpha / 2, an equivalence with alpha; all required parts of a
+    record must err at once, so the least of theirs bounds the record.
 
     Args:
         records: judged records.
 
     Returns:
-        The sum over records of half the largest alpha among the required parts.
+        The sum over records of the least error among the required parts.
     """
-    alphas = [
-        [part.claim.alpha for part in record.parts if part.claim.required] for record in records
+    errors = [
+        [_error(part.claim) for part in record.parts if part.claim.required] for record in records
     ]
-    return float(sum(max(values) / 2 for values in alphas if values))
+    return float(sum(min(values) for values in errors if values))
+
+
+def _error(claim: Claim) -> float:
+    return claim.alpha if claim.kind == "equivalence" else claim.alpha / 2

@@ -31,8 +31,13 @@ def test_q_values_by_hand(record):
     assert multiplicity.q_values([]) == []
 
 
-def test_expected_false_reproduced_is_half_alpha_each(record):
+def test_expected_false_reproduced_is_the_least_error_of_each(record):
     assert multiplicity.expected_false_reproduced([record] * 46) == pytest.approx(46 * 0.025)
+    level = next(part for part in record.parts if part.claim.kind == "equivalence")
+    needed = dataclasses.replace(level, claim=dataclasses.replace(level.claim, required=True))
+    both = dataclasses.replace(record, parts=(*record.parts, needed))
+    alone = dataclasses.replace(record, parts=(needed,))
+    assert multiplicity.expected_false_reproduced([both, alone]) == pytest.approx(0.025 + 0.05)
 
 
 def test_smoke_and_invalid_are_no_tests(record):
