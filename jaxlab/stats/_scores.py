@@ -28,7 +28,19 @@ def _arm(name: str, scores: Any, worst: float) -> tuple[np.ndarray, int, bool]:
     return means, diverged, bool(table.size) and not finite.any()
 
 
-def read_scores(claim: Claim, evidence: Evidence) -> Scores:
+def read_seeds(seeds: Any) -> tuple[int, ...]:
+    """Seed ids from any sequence or array of integers.
+
+    Raises:
+        ValueError: they are anything else (also TypeError, where NumPy says so).
+    """
+    ids = np.asarray(seeds)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise ValueError(f"seeds: expected integer ids [n], got {seeds!r}")
+    return tuple(ids.tolist())
+
+
+def read_scores(claim: Claim, evidence: Evidence, seeds: tuple[int, ...]) -> Scores:
     """Averages tasks and replaces diverged scores.
 
     Raises:
@@ -39,9 +51,9 @@ def read_scores(claim: Claim, evidence: Evidence) -> Scores:
         expected = "paired scores" if paired else "None"
         raise ValueError(f"control: expected {expected} for kind {claim.kind!r}")
     treatment, diverged, silent = _arm("treatment", evidence.treatment, claim.worst)
-    if len(evidence.seeds) != len(treatment) or len(set(evidence.seeds)) < len(treatment):
+    if len(seeds) != len(treatment) or len(set(seeds)) < len(treatment):
         raise ValueError(
-            f"seeds: expected {len(treatment)} distinct ids, one per score, got {evidence.seeds}"
+            f"seeds: expected {len(treatment)} distinct ids, one per score, got {seeds}"
         )
     if evidence.control is None:
         alone = ("treatment",) if silent else ()

@@ -1,7 +1,8 @@
 """From claim and evidence to a verdict: one interval on one side of one threshold.
 
-If the true effect misses the threshold, `reproduced` has probability at most alpha / 2; if it
-reaches it, `not_reproduced` has at most alpha / 2; everything else is `inconclusive`.
+If the true effect misses the threshold, `reproduced` has probability at most alpha / 2 (alpha for an
+equivalence, which is two one-sided tests at alpha each); if it reaches it, `not_reproduced` has at
+most alpha / 2; everything else is `inconclusive`.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 
 from jaxlab.stats._rule import finite_or_none, measure
-from jaxlab.stats._scores import read_scores
+from jaxlab.stats._scores import read_scores, read_seeds
 from jaxlab.stats.claim import Claim, Evidence, Guard, Status
 from jaxlab.stats.metrics import prob_improvement, sign_proportion
 from jaxlab.stats.seeds import TUNING_SEEDS
@@ -119,15 +120,33 @@ def _check_guards(
     return tuple(rows), statuses, notes
 
 
-def _remarks(claim: Claim, evidence: Evidence) -> list[str]:
-    n, notes = len(evidence.seeds), []
+def _check_divergence(
+    claim: Claim, n: int, failures: tuple[int, int]
+) -> tuple[list[Status], list[str]]:
+    """No verdict from many diverged seeds that count for the claim, and notes on any."""
+    counts = {arm: k for arm, k in zip(("treatment", "control"), failures) if k}
+    if not counts:
+        return [], []
+    arms = ", ".join(f"{k} of {n} seeds of the {arm}" for arm, k in counts.items())
+    notes = [f"diverged and scored as the worst: {arms}"]
+    # The worst control is the easiest to beat, and two worst scores are equal.
+    helpful = {"superiority": ("control",), "equivalence": ("treatment", "control")}
+    many = [arm for arm in helpful.get(claim.kind, ()) if 10 * counts.get(arm, 0) > n]
+    if not many:
+        return [], notes
+    notes.append(f"more than 10 % diverged in {' and '.join(many)}, which counts for the claim")
+    return ["inconclusive"], notes
+
+
+def _remarks(claim: Claim, evidence: Evidence, seeds: tuple[int, ...]) -> list[str]:
+    n, notes = len(seeds), []
     if evidence.registered is None:
         notes.append("the claim was not registered before the run")
     if n > claim.n_seeds:
         notes.append(f"{n} seeds where {claim.n_seeds} were registered")
     if claim.n_seeds < _PUBLISHABLE:
         notes.append(f"fewer than the {_PUBLISHABLE} seeds of a published verdict")
-    if any(seed in TUNING_SEEDS for seed in evidence.seeds):
+    if any(seed in TUNING_SEEDS for seed in seeds):
         notes.append(
             f"seeds of the tuning range {TUNING_SEEDS.start}-{TUNING_SEEDS.stop - 1} were used"
         )
@@ -149,8 +168,10 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
     The status is, in this order: `invalid` if the evidence does not fit the claim or the claim
     registered before the run was another one; `smoke` for a smoke run; otherwise the most cautious
     (invalid, smoke, inconclusive, not_reproduced, reproduced) among what the interval says, what
-    each failed guard asks for, and `inconclusive` for fewer seeds than registered or an arm
-    without a single finite score. A guard without an outcome has failed.
+    each failed guard asks for, and `inconclusive` for fewer seeds than registered, an arm without a
+    single finite score, or more than 10 % diverged seeds in an arm where they count for the claim
+    (the control of a superiority, either arm of an equivalence). A guard without an outcome has
+    failed.
 
     Args:
         claim: what was claimed.
@@ -166,9 +187,11 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
     mismatch = evidence.registered is not None and evidence.registered != claim.digest()
     if mismatch:
         notes.append("the claim differs from the one registered before the run")
+    seeds: tuple[int, ...] = ()
     try:
+        seeds = read_seeds(evidence.seeds)
         with np.errstate(all="ignore"):  # overflow is reported in a note
-            scores = read_scores(claim, evidence)
+            scores = read_scores(claim, evidence, seeds)
     except (TypeError, ValueError) as error:
         return Verdict(
             status="invalid",
@@ -177,7 +200,7 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
             high=None,
             threshold=float(claim.threshold),
             direction_supported=False,
-            n=len(evidence.seeds),
+            n=len(seeds),
             rho=None,
             failures=(0, 0),
             guards=rows,
@@ -195,6 +218,9 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
     if n < claim.n_seeds:
         asked.append("inconclusive")
         notes.append(f"{n} of {claim.n_seeds} registered seeds: no verdict before all have run")
+    diverged, divergence_notes = _check_divergence(claim, n, scores.failures)
+    asked += diverged
+    notes += divergence_notes
     status = min((measured.status, *asked), key=_CAUTION.index)
     if evidence.smoke:
         status = "smoke"
@@ -216,7 +242,7 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
         failures=scores.failures,
         guards=rows,
         sign_proportion=wins,
-        notes=(*notes, *measured.notes, *guard_notes, *_remarks(claim, evidence)),
+        notes=(*notes, *measured.notes, *guard_notes, *_remarks(claim, evidence, seeds)),
         p_value=measured.p_value,
         prob_improvement=unpaired_wins,
     )

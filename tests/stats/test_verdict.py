@@ -201,6 +201,37 @@ def test_a_seed_diverges_once_however_many_tasks_do():
     assert verdict.estimate == pytest.approx((-100.0 - 100.0 / 3) / 20)
 
 
+@pytest.mark.parametrize(
+    ("kind", "threshold", "treatment", "control", "expected"),
+    [
+        ("superiority", 0.5, 0, 2, "reproduced"),
+        ("superiority", 0.5, 0, 3, "inconclusive"),
+        ("superiority", 0.5, 3, 0, "reproduced"),
+        ("superiority", -0.5, 0, 3, "inconclusive"),
+        ("equivalence", 9.0, 2, 2, "reproduced"),
+        ("equivalence", 9.0, 3, 3, "inconclusive"),
+        ("equivalence", 9.0, 3, 0, "inconclusive"),
+        ("equivalence", 9.0, 0, 3, "inconclusive"),
+    ],
+)
+def test_many_diverged_seeds_do_not_count_for_a_claim(
+    kind, threshold, treatment, control, expected
+):
+    evidence = make_evidence(NOISE + 4.0, CONTROL.copy())
+    evidence.treatment[:treatment] = evidence.control[:control] = np.nan
+    # The interquartile mean does not see three of twenty.
+    claim = make_claim(kind=kind, threshold=threshold, estimator="iqm")
+    verdict = decide(claim, evidence)
+    assert verdict.status == expected
+    assert any("diverged and scored as the worst" in note for note in verdict.notes)
+    helped = any("counts for the claim" in note for note in verdict.notes)
+    assert helped == (expected == "inconclusive")
+
+
+def test_no_note_where_nothing_diverged():
+    assert not any("diverged" in note for note in decide(make_claim(), make_evidence(NOISE)).notes)
+
+
 @pytest.mark.parametrize("arms", ["treatment", "control", "both"])
 def test_an_arm_without_a_finite_score_shows_nothing(arms):
     nan = np.full(20, np.nan)
@@ -251,6 +282,9 @@ def test_a_claim_changed_after_registration_is_invalid():
     [
         ({"seeds": evaluation_seeds(19)}, "seeds: expected 20 distinct ids"),
         ({"seeds": (1000,) * 20}, "seeds: expected 20 distinct ids"),
+        ({"seeds": 20}, "seeds: expected integer ids [n], got 20"),
+        ({"seeds": None}, "seeds: expected integer ids [n], got None"),
+        ({"seeds": np.arange(20) / 2}, "seeds: expected integer ids [n]"),
         ({"control": None}, "control: expected paired scores"),
         ({"control": np.zeros(19)}, "control: expected the shape of treatment"),
         ({"control": np.zeros((20, 2))}, "control: expected the shape of treatment"),
@@ -267,6 +301,14 @@ def test_evidence_that_does_not_fit_is_invalid_and_never_raises(changes, message
     assert verdict.status == "invalid"
     assert any(message in note for note in verdict.notes)
     json.dumps(verdict.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("array", [list, np.array, jnp.array])
+def test_seeds_may_be_any_sequence_of_integers(array):
+    evidence = make_evidence(NOISE + 2.0)
+    expected = decide(make_claim(), evidence)
+    seeds = array(evidence.seeds)
+    assert decide(make_claim(), dataclasses.replace(evidence, seeds=seeds)) == expected
 
 
 def test_one_sample_kinds_refuse_a_control():

@@ -133,7 +133,8 @@ def test_p_value_and_interval_agree(case):
     claim, evidence = make_case(case)
     verdict = decide(claim, evidence)
     level = claim.alpha if claim.kind == "equivalence" else claim.alpha / 2
-    assert (verdict.status == "reproduced") == (verdict.p_value <= level)
+    helped = claim.kind == "equivalence" and 10 * verdict.failures[0] > verdict.n
+    assert (verdict.status == "reproduced") == (verdict.p_value <= level and not helped)
 
 
 @settings(max_examples=40, deadline=None)
