@@ -11,6 +11,8 @@ import numpy as np
 
 from jaxlab.ensemble.experiment import check_threefry
 
+RESERVED = ("seed", "step", "point", "died_at")  # names that the results use themselves
+
 
 class Members(NamedTuple):
     """All members of a run, point-major: member m is (point m // S, seed m % S)."""
@@ -48,16 +50,19 @@ def make_members(
     """Lays out the members of a run.
 
     Raises:
-        ValueError: seeds repeat or are out of range, both `grid` and `points` are given, a grid
-            axis is empty, not one-dimensional or not numeric, or the leaves of `points` disagree
-            on their leading size.
+        ValueError: seeds repeat, are out of range or no integers, both `grid` and `points` are
+            given, a grid axis is empty, not one-dimensional or not numeric, or the leaves of
+            `points` disagree on their leading size.
     """
-    seed_list = list(range(seeds)) if isinstance(seeds, int | np.integer) else list(seeds)
+    ids = np.arange(seeds) if isinstance(seeds, int | np.integer) else np.asarray(list(seeds))
+    if not ids.size:
+        raise ValueError("seeds is empty: a run needs at least one member")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"seeds must be integers in [0, 2**32), got {ids.tolist()}")
+    seed_list = ids.tolist()
     repeated = sorted(s for s, n in Counter(seed_list).items() if n > 1)
     if repeated:
         raise ValueError(f"seeds must be distinct, these repeat: {repeated}")
-    if not seed_list:
-        raise ValueError("seeds is empty: a run needs at least one member")
     if any(not 0 <= s < 2**32 for s in seed_list):
         raise ValueError(f"seeds must be integers in [0, 2**32), got {seed_list}")
     seed_array = np.asarray(seed_list, np.uint32)
@@ -72,7 +77,7 @@ def make_members(
 
 
 def _axis(name: str, values) -> np.ndarray:
-    if name in ("seed", "step", "point", "died_at"):
+    if name in RESERVED:
         raise ValueError(f"grid axis {name!r} is a name the results use themselves")
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlab.ensemble.engine import run
 from jaxlab.ensemble.experiment import Experiment
-from jaxlab.ensemble.members import make_members
+from jaxlab.ensemble.members import RESERVED, make_members
 from jaxlab.ensemble.results import dataset
 
 if TYPE_CHECKING:
@@ -39,15 +39,20 @@ def sweep(
         The results of `run` with one more leading dimension per static choice.
 
     Raises:
-        ValueError: `static` is empty, or one of its axes is.
+        ValueError: `static` is empty, or one of its axes is or has the name of another dimension.
     """
     import xarray
 
     if not static or not all(len(values) for values in static.values()):
         raise ValueError(f"static needs at least one axis with values, got {dict(static)}")
+    taken = sorted({*RESERVED, *(options.get("grid") or {})} & set(static))
+    if taken:
+        raise ValueError(f"static axes {taken} have the name of another dimension: rename them")
     results: list[Any] = []
     for values in itertools.product(*static.values()):
-        point = dict(zip(static, values))
+        # What is stored with checkpoints is JSON, which has no NumPy scalars.
+        plain = [v.item() if isinstance(v, np.generic) else v for v in values]
+        point = dict(zip(static, plain))
         name = ",".join(f"{k}={v}" for k, v in point.items())
         result = run(
             make(**point),

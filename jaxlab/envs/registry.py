@@ -27,7 +27,7 @@ def make(name: str, **options: Any) -> Env:
     Args:
         name: one of `names()`, such as "pendulum" or "brax/hopper".
         **options: keyword arguments of the environment's factory (`episode_length`; for brax
-            also `backend` and what the brax environment itself takes; for the point mass `dims`).
+            also `backend`; for the point mass `dims`).
 
     Returns:
         The raw environment.

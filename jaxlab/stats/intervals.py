@@ -84,6 +84,8 @@ def trimmed_mean_error(x: Float[AnyArray, "*b n"], trim: float) -> tuple[Any, An
     n = x.shape[-1]
     g = int(trim * n)
     h = n - 2 * g
+    if h < 2:
+        raise ValueError(f"trim: expected to leave at least 2 of {n} values, got {trim!r}")
     ordered = xp.sort(x, axis=-1)
     winsorised = xp.clip(ordered, ordered[..., g : g + 1], ordered[..., n - g - 1 : n - g])
     _, variance = _mean_variance(winsorised)
@@ -123,7 +125,8 @@ def yuen_interval(d: Float[AnyArray, "*b n"], level: float = 0.95, trim: float =
         Trimmed mean and interval, each [*b]; zero width for equal values, NaN if any is NaN.
 
     Raises:
-        ValueError: fewer than five values, trim outside [0, 0.5), or a level outside (0, 1).
+        ValueError: fewer than five values, trim outside [0, 0.5) or leaving fewer than two of them,
+            or a level outside (0, 1).
 
     Reference: Yuen, The two-sample trimmed t for unequal population variances (1974).
 

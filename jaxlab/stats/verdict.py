@@ -1,8 +1,8 @@
 """From claim and evidence to a verdict: one interval on one side of one threshold.
 
-If the true effect misses the threshold, `reproduced` has probability at most alpha / 2 (alpha for an
-equivalence, which is two one-sided tests at alpha each); if it reaches it, `not_reproduced` has at
-most alpha / 2; everything else is `inconclusive`.
+If the true effect misses the threshold, `reproduced` has probability at most alpha / 2 (alpha for
+an equivalence, which is two one-sided tests at alpha each); if it reaches it, `not_reproduced` has
+at most alpha / 2; everything else is `inconclusive`.
 """
 
 import dataclasses

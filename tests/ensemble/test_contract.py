@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlab import ensemble
@@ -68,6 +69,7 @@ def test_shared_or_reserved_metric_names_are_refused():
         ({"seeds": [1, 2, 1, 2, 3]}, r"these repeat: \[1, 2\]"),
         ({"seeds": []}, "seeds is empty"),
         ({"seeds": [-1]}, r"\[0, 2\*\*32\)"),
+        ({"seeds": [0.0, 0.5]}, r"seeds must be integers .* got \[0.0, 0.5\]"),
         ({"points": {"a": jnp.zeros(2), "b": jnp.zeros(3)}}, r"\['?a.*2.*b.*3|'a': 2, 'b': 3"),
         ({"points": {"a": jnp.float32(0)}}, "share one leading size"),
         ({"grid": {"a": []}}, "grid axis 'a' must be a non-empty list"),
@@ -98,3 +100,21 @@ def test_keys_other_than_threefry_are_refused():
 def test_static_sweep_needs_values():
     with pytest.raises(ValueError, match="static needs at least one axis"):
         ensemble.sweep(counter, static={}, steps=1, seeds=1)
+
+
+@pytest.mark.parametrize("name", ["a", "seed"])
+def test_static_names_are_not_those_of_other_dimensions(name):
+    def make(**point):
+        raise AssertionError("nothing is made before the names are checked")
+
+    with pytest.raises(ValueError, match=rf"static axes \['{name}'\] have the name of another"):
+        ensemble.sweep(make, static={name: [1, 2]}, grid={"a": [1.0]}, steps=1, seeds=1)
+
+
+def test_arrays_are_seeds_and_static_values():
+    data = ensemble.sweep(
+        lambda m: counter(lambda s: ({**s, "x": s["x"] + m}, {"x": s["x"] + m})),
+        static={"m": np.array([1, 2])}, steps=1, seeds=jnp.arange(2), progress=False,
+    )  # fmt: skip
+    assert data.x.values.tolist() == [[[1], [1]], [[2], [2]]]
+    assert data.seed.values.tolist() == [0, 1] and data.m.values.tolist() == [1, 2]

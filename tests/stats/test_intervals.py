@@ -129,6 +129,8 @@ def test_bad_input_is_refused_by_name():
         t_interval(jnp.ones(1))
     with pytest.raises(ValueError, match="d: expected at least 5 values"):
         yuen_interval(jnp.ones(4))
+    with pytest.raises(ValueError, match=r"trim: expected to leave at least 2 of 5 .* got 0\.4"):
+        yuen_interval(jnp.ones(5), trim=0.4)
     with pytest.raises(ValueError, match="y: expected at least 2 values"):
         welch_interval(jnp.ones(3), jnp.ones(1))
     with pytest.raises(ValueError, match="level: expected a number strictly between 0 and 1"):
