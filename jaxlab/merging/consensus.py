@@ -1,15 +1,18 @@
 """Sparse task vectors, sign elections and their sums: TIES, DARE, DELLA, breadcrumbs, SCE."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxlab.merging.arrays import model_sum, safe_divide, spread
+from jaxlab.merging.arrays import keep_count, model_sum, safe_divide, spread
 from jaxlab.merging.leaf import Block, Leaf
-from jaxlab.merging.operators import Fraction, ModelFraction, PerModel, Shared, operator
+from jaxlab.merging.operators import Fraction, Layout, ModelFraction, PerModel, Shared, operator
 from jaxlab.merging.sparsify import (
+    band_counts,
     band_cuts,
     bernoulli_masks,
     check_epsilon,
@@ -73,7 +76,11 @@ def ties(
     return leaf.emit(_trimmed_sum, cut, weight, lam, elect=True, normalize=normalize)
 
 
-@operator()
+def _breadcrumbs_layout(values: Mapping[str, Any]) -> Layout:
+    return "rows" if values["axis"] == -1 else "flat"
+
+
+@operator(layout=_breadcrumbs_layout)
 def breadcrumbs(
     leaf: Leaf,
     *,
@@ -101,7 +108,7 @@ def breadcrumbs(
     return _breadcrumbs(leaf, weight, keep, drop_top, lam, normalize, axis, elect=False)
 
 
-@operator()
+@operator(layout=_breadcrumbs_layout)
 def breadcrumbs_ties(
     leaf: Leaf,
     *,
@@ -275,13 +282,11 @@ def sce(leaf: Leaf, *, select: Fraction = 1.0, eps: Shared = 1e-6):
     """
     everything = jnp.asarray(select) >= 1
     scores = leaf.derive(_variance)
-    varying = scores.total(_count_positive).astype(jnp.float32)
-    share = jnp.clip(jnp.asarray(select).astype(jnp.float32), 0, 1)
-    chosen = jnp.floor(varying * share).astype(jnp.int32)
-    cut = largest(scores, jnp.where(everything, leaf.size, chosen))
+    chosen = keep_count(select, scores.total(_count_positive))
+    cut = largest(scores, jnp.where(everything, leaf.size, chosen)[None])
     squares = leaf.total(_selected_squares, cut) / leaf.size
     total = jnp.sum(squares)
-    weight = safe_divide(squares, total, total < eps, 1 / leaf.count)
+    weight = safe_divide(squares, total, (total < eps) | (total == 0), 1 / leaf.count)
     return leaf.emit(_sce, cut, weight, eps)
 
 
@@ -300,8 +305,10 @@ def _breadcrumbs(
     if axis is None:
         band = band_cuts(leaf, keep, drop_top)
         return leaf.emit(_banded_sum, band, weight, lam, elect=elect, normalize=normalize)
-    shares = (jnp.asarray(keep), jnp.asarray(drop_top))
-    return leaf.emit(_row_banded_sum, *shares, weight, lam, elect=elect, normalize=normalize)
+    if leaf.shape == ():  # scalars have no row
+        keep, drop_top = np.ones(leaf.count), np.zeros(leaf.count)
+    counts = band_counts(keep, drop_top, leaf.columns)
+    return leaf.emit(_row_banded_sum, *counts, weight, lam, elect=elect, normalize=normalize)
 
 
 def _dare(
@@ -384,12 +391,10 @@ def _banded_sum(block: Block, band, weight, lam, *, elect: bool, normalize: bool
 
 
 def _row_banded_sum(
-    block: Block, keep, drop_top, weight, lam, *, elect: bool, normalize: bool
+    block: Block, kept, dropped, weight, lam, *, elect: bool, normalize: bool
 ) -> Array:
     deltas = block.deltas
-    if deltas.ndim == 1:  # scalars have no row
-        return _merge(block, deltas, weight, lam, elect, normalize)
-    mask = jax.vmap(row_band)(jnp.abs(deltas), keep, drop_top)
+    mask = row_band(jnp.abs(deltas), spread(kept, deltas), spread(dropped, deltas))
     return _merge(block, jnp.where(mask, deltas, 0), weight, lam, elect, normalize)
 
 
@@ -450,7 +455,7 @@ def _variance(block: Block) -> Float[Array, "1 *s"]:
 
 
 def _count_positive(block: Block) -> Array:
-    return jnp.sum(block.models > 0, dtype=jnp.int32)[None]
+    return jnp.sum(block.models > 0, dtype=jnp.int32)
 
 
 def _selected(block: Block, cut) -> Array:
@@ -465,4 +470,5 @@ def _selected_squares(block: Block, cut) -> Array:
 def _sce(block: Block, cut, weight: Array, eps: Array) -> Array:
     kept = _selected(block, cut)
     votes = spread(weight, kept) * agreement(kept).astype(kept.dtype)
-    return block.origin + model_sum(kept * votes) / jnp.maximum(model_sum(votes), eps)
+    divisor = jnp.maximum(model_sum(votes), eps)
+    return block.origin + safe_divide(model_sum(kept * votes), divisor, divisor == 0, 0.0)

@@ -125,6 +125,10 @@ class Leaf(Scores, Protocol):
     """What an operator may ask besides."""
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one model's leaf."""
+
+    @property
     def columns(self) -> int:
         """Length of the last axis."""
 
@@ -164,7 +168,7 @@ class ArrayLeaf:
         self.size = math.prod(self.shape)
         self.columns = self.shape[-1] if self.shape else 1
         self.has_base = base is not None
-        seen = (max(self.size // max(self.columns, 1), 1), self.columns) if rows else self.shape
+        seen = (self.size // max(self.columns, 1), self.columns) if rows else self.shape
         self._block = Block(
             None if base is None else base.astype(self.dtype).reshape(seen),
             models.astype(self.dtype).reshape(self.count, *seen),

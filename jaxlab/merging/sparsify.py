@@ -34,7 +34,7 @@ def top_mask(x: Float[Array, "*s"], density: ArrayLike) -> Bool[Array, "*s"]:
         Yadav et al. 2023, TIES-Merging, section 3.1, per leaf.
     """
     leaf = ArrayLeaf(None, x[None])
-    cut = magnitude_cut(leaf, jnp.broadcast_to(jnp.asarray(density), (1,)), least=1)
+    cut = magnitude_cut(leaf, _for_one_model(density), least=1)
     return leaf.derive(_magnitude_mask, cut).total(_as_mask)
 
 
@@ -64,10 +64,10 @@ def band_mask(
     if axis not in (None, -1):
         raise ValueError(f"axis: expected None or -1, got {axis}")
     if axis == -1 and x.ndim:
-        return row_band(jnp.abs(x.astype(math_dtype(x))), keep, drop_top)
+        counts = band_counts(keep, drop_top, x.shape[-1])
+        return row_band(jnp.abs(x.astype(math_dtype(x))), *counts)
     leaf = ArrayLeaf(None, x[None])
-    one = jnp.ones((1,), jnp.float32)
-    keep, drop_top = (np.reshape(v, (1,)) if is_concrete(v) else one * v for v in (keep, drop_top))
+    keep, drop_top = _for_one_model(keep), _for_one_model(drop_top)
     return leaf.derive(_band_mask, band_cuts(leaf, keep, drop_top)).total(_as_mask)
 
 
@@ -96,29 +96,40 @@ def band_cuts(leaf: Leaf, keep: ArrayLike, drop_top: ArrayLike) -> Band:
     Returns:
         Two cuts of M groups.
     """
-    kept = keep_count(keep, leaf.size)
-    dropped = jnp.minimum(keep_count(drop_top, leaf.size), leaf.size - kept)
+    kept, dropped = band_counts(keep, drop_top, leaf.size)
     scores = leaf.derive(magnitudes)
     return largest(scores, dropped), largest(scores, dropped + kept)
 
 
+def band_counts(keep: ArrayLike, drop_top: ArrayLike, size: int) -> tuple[Array, Array]:
+    """How many elements a band keeps, and how many larger ones it drops.
+
+    Args:
+        keep: shares to keep.
+        drop_top: shares of largest magnitudes to drop; fewer if `keep` would not be reached.
+        size: number of elements n.
+
+    Returns:
+        int32 counts.
+    """
+    kept = keep_count(keep, size)
+    return kept, jnp.minimum(keep_count(drop_top, size), size - kept)
+
+
 def row_band(
-    magnitude: Float[Array, "*r c"], keep: ArrayLike, drop_top: ArrayLike
+    magnitude: Float[Array, "*r c"], kept: Int[Array, "..."], dropped: Int[Array, "..."]
 ) -> Bool[Array, "*r c"]:
     """The band of each row, by ranks within the row.
 
     Args:
         magnitude: non-negative numbers.
-        keep: share of the row to keep.
-        drop_top: share of the row's largest to drop.
+        kept: elements of a row to keep.
+        dropped: largest elements of a row to drop.
 
     Returns:
         A mask.
     """
-    columns = magnitude.shape[-1]
-    kept = keep_count(keep, columns)
-    dropped = jnp.minimum(keep_count(drop_top, columns), columns - kept)
-    rank = columns - 1 - row_ranks(magnitude)
+    rank = magnitude.shape[-1] - 1 - row_ranks(magnitude)
     return (rank >= dropped) & (rank < dropped + kept)
 
 
@@ -225,6 +236,11 @@ def in_band(block: Block, band: Band) -> Bool[Array, "M *s"]:
     """Which elements of a block lie between two cuts."""
     scores = magnitudes(block)
     return taken(scores, band[1], block) & ~taken(scores, band[0], block)
+
+
+def _for_one_model(share: ArrayLike) -> ArrayLike:
+    """A share as a vector of length one; known ones stay outside of the program."""
+    return np.reshape(share, (1,)) if is_concrete(share) else jnp.reshape(share, (1,))
 
 
 def _magnitude_mask(block: Block, cut: Cut) -> Array:

@@ -99,6 +99,8 @@ def test_breadcrumbs_bands():
     given = {"weight": WEIGHT, "keep": 0.4, "drop_top": 0.2}
     close(run("breadcrumbs", axis=-1, **given), BASE + total)
     close(run("breadcrumbs", weight=WEIGHT), BASE + np.tensordot(WEIGHT, DELTAS, 1))
+    one = run("breadcrumbs", MODELS[:, 0, 0], BASE[0, 0], axis=-1, **given)  # has no row
+    close(one, BASE[0, 0] + WEIGHT @ DELTAS[:, 0, 0])
 
 
 def test_sce_selects_weighs_and_erases():
@@ -116,6 +118,34 @@ def test_sce_selects_weighs_and_erases():
     small = BASE + 1e-4 * DELTAS * np.array([1.0, 1.0, 3.0])[:, None, None]
     differ = np.abs(run("sce", small, BASE, eps=1e-20) - run("sce", small, BASE))
     assert differ.max() > 0
+
+
+def test_sce_without_a_smallest_divisor():
+    models = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
+    close(run("sce", models, np.zeros(3), eps=0.0), [1.0, 0.0, 1.0])
+    close(run("sce", 0 * models, np.zeros(3), eps=0.0), np.zeros(3))
+    slope = jax.grad(lambda x: merging.sce(jnp.zeros(3), x, eps=0.0).sum())
+    for scale in (0.0, 1.0):
+        assert np.isfinite(slope(jnp.asarray(scale * models, jnp.float32))).all()
+
+
+def test_known_shares_keep_what_float64_says():
+    models, base = RNG.normal(size=(3, 2, 100)), np.zeros((2, 100))
+    for jit in (lambda f: f, jax.jit):
+        rows = jit(lambda b, x: merging.breadcrumbs(b, x, weight=1.0, keep=0.29, axis=-1))
+        kept = rows(jnp.asarray(base, jnp.float32), jnp.asarray(models[:1], jnp.float32))
+        assert ((kept != 0).sum(1) == 28).all()
+    kept = run("sce", models[:, 0], base[0], select=0.29)
+    assert (kept != 0).sum() == 28
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_empty_leaves_stay_empty(shape):
+    base, models = jnp.zeros(shape), jnp.zeros((1, *shape))
+    key = jax.random.key(0)
+    assert merging.arcee_fusion(base, models).shape == shape
+    assert merging.della(base, models, weight=1.0, density=0.5, key=key).shape == shape
+    assert merging.breadcrumbs(base, models, weight=1.0, keep=0.5, axis=-1).shape == shape
 
 
 def test_ram_counts_who_moved():

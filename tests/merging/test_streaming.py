@@ -135,6 +135,18 @@ METHOD_CASES = {
         True,
         {"weight": 0.5, "keep": 0.3, "drop_top": 0.05},
     ),
+    "breadcrumbs rows": (
+        "{weight: 0.5, density: 0.3, gamma: 0.05, axis: -1}",
+        "abc",
+        True,
+        {"weight": 0.5, "keep": 0.3, "drop_top": 0.05, "axis": -1},
+    ),
+    "breadcrumbs_ties rows": (
+        "{weight: 0.5, density: 0.3, axis: -1}",
+        "abc",
+        True,
+        {"weight": 0.5, "keep": 0.3, "axis": -1},
+    ),
     "sce": ("{select_topk: 0.3}", "abc", True, {"select": 0.3}),
     "ram": ("{}", "abc", True, {}),
     "ramplus_tl": ("{epsilon: 0.05}", "abc", True, {"epsilon": 0.05}),
@@ -163,6 +175,19 @@ def test_a_streamed_merge_is_the_operator(case, block, monkeypatch):
     stacked = np.stack([arrays[m]["w"] for m in names])
     expected = run(arrays["base"]["w"] if base else None, stacked)
     np.testing.assert_allclose(merged["w"], expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("case", METHOD_CASES)
+def test_a_streamed_scalar_is_the_operator(case):
+    parameters, names, base, given = METHOD_CASES[case]
+    method = case.split()[0]
+    arrays = {m: {"w": np.float32(4 + i)} for i, m in enumerate(["base", "a", "b", "c"])}
+    merged = merge_trees(recipe(method, names, base, parameters), arrays)["w"]
+    extra = {"key": leaf_key(jax.random.key(0), "w")} if METHODS[method].random else {}
+    stacked = np.stack([arrays[m]["w"] for m in names])
+    expected = METHODS[method](arrays["base"]["w"] if base else None, stacked, **given, **extra)
+    assert merged.shape == ()
+    np.testing.assert_allclose(merged, expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize("method", ["slerp", "ties", "sce", "breadcrumbs", "arcee_fusion"])

@@ -102,6 +102,9 @@ def test_known_fractions_are_counted_in_float64():
     traced = jax.jit(lambda s: keep_count(s, 1000))(jnp.float32([0.0, 0.25, 0.999, 1.0]))
     assert np.abs(traced - np.array([0, 250, 999, 1000])).max() <= 1
     assert traced[0] == 0 and traced[-1] == 1000
+    x = jnp.arange(100.0)
+    assert jax.jit(lambda x: top_mask(x, 0.29))(x).sum() == top_mask(x, 0.29).sum() == 28
+    assert jax.jit(top_mask)(x, 0.5).sum() == 50
 
 
 def test_top_and_band_masks():

@@ -65,6 +65,7 @@ class StreamLeaf:
             )
         sources = [*self._models, *([] if base is None else [base])]
         self.count, self.size = len(models), math.prod(shape)
+        self.shape = shape
         self.columns = shape[-1] if shape else 1
         self.has_base = base is not None
         dtypes = {DTYPES[source.code] for source in sources}
@@ -149,8 +150,8 @@ class StreamLeaf:
             base = _aligned_empty(self._shape, self._raw)
             self._fill(base, self._base, start)
         models = _aligned_empty((self.count, *self._shape), self._raw)
-        for row, source in zip(models, self._models):
-            self._fill(row, source, start)
+        for i, source in enumerate(self._models):
+            self._fill(models[i, ...], source, start)  # a view even where a model is one number
         return base, models, start
 
     def _fill(self, out: np.ndarray, source: Source, start: int) -> None:
