@@ -6,6 +6,7 @@ that, any number of candidate recipes costs O(M^2) each.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ from jaxlab.merging.arrays import (
 )
 
 _PRECISE = jax.lax.Precision.HIGHEST
+
+
+def _resolution(dtype: Any) -> float:
+    """The shortest sum of unit vectors that their Gram matrix can tell from zero."""
+    return 4 * float(jnp.finfo(dtype).eps) ** 0.5
 
 
 def gram_matrix(
@@ -110,7 +116,7 @@ def slerp_coefficients(gram: Float[Array, "2 2"], t: ArrayLike) -> Float[Array, 
 def nuslerp_coefficients(
     gram: Float[Array, "2 2"], weight: Float[Array, " 2"]
 ) -> Float[Array, " 2"]:
-    """As `slerp_coefficients` with t = w_2 / (w_1 + w_2), linear only where exactly colinear.
+    """As `slerp_coefficients` with t = w_2 / (w_1 + w_2), linear only where colinear.
 
     Args:
         gram: inner products of the two.
@@ -123,7 +129,7 @@ def nuslerp_coefficients(
     cosine = jnp.clip(gram[0, 1] / (norms[0] * norms[1]), -1, 1)
     total = jnp.sum(weight)
     t = safe_divide(weight[1], total, jnp.abs(total) < 1e-6, 0.5)
-    return _spherical(cosine, 1 - cosine**2 <= 1e-16, t)
+    return _spherical(cosine, 1 - cosine**2 <= 8 * jnp.finfo(gram.dtype).eps, t)
 
 
 @jax.jit
@@ -135,11 +141,11 @@ def multislerp_coefficients(
     Args:
         gram: inner products.
         weight: one number per vector, as they are to be used.
-        eps: smallest length of the mean direction.
+        eps: smallest length of the mean direction, and at least what the dtype resolves.
 
     Returns:
-        The coefficients, and the length of sum_m w_m u_m. Below `eps` there is no mean direction;
-        the coefficients are then those of the weighted sum.
+        The coefficients, and the length of sum_m w_m u_m, 0 where it is too short: there is no mean
+        direction then, and the coefficients are those of the weighted sum.
 
     Reference:
         Goddard 2025, Multi-SLERP.
@@ -148,13 +154,14 @@ def multislerp_coefficients(
     to_unit = 1 / (lengths + eps)
     mean = weight * to_unit
     length = safe_sqrt(mean @ gram @ mean)
-    lost = length < eps
+    lost = length < jnp.maximum(eps, _resolution(gram.dtype) * jnp.sum(jnp.abs(weight)))
     direction = safe_divide(mean, length, lost, 0.0)
     cosines = to_unit * (gram @ direction)
     tangent = weight * to_unit - jnp.dot(weight, cosines) * direction
     radius = safe_sqrt(tangent @ gram @ tangent) + eps
     point = direction * jnp.cos(radius) + tangent * (jnp.sin(radius) / radius)
-    return jnp.where(lost, weight, point * jnp.dot(weight, lengths)), length
+    coefficients = jnp.where(lost, weight, point * jnp.dot(weight, lengths))
+    return coefficients, jnp.where(lost, 0, length)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -183,17 +190,19 @@ def karcher_coefficients(
     share = valid.astype(gram.dtype)
     share = share / jnp.maximum(jnp.sum(share), 1)
     first = ((jnp.arange(count) == jnp.argmax(valid)) & valid).astype(gram.dtype)
+    least = jnp.maximum(tol, _resolution(gram.dtype))  # below, directions cancel
 
     def normalise(c: Array, otherwise: Array) -> Array:
         length = safe_sqrt(c @ cosines @ c)
-        return jnp.where(length < tol, otherwise, safe_divide(c, length, length < tol, 0.0))
+        return jnp.where(length < least, otherwise, safe_divide(c, length, length < least, 0.0))
 
     def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         c, done = state
         dots = jnp.clip(cosines @ c, -1, 1)
         angles = safe_arccos(dots)
         near = angles < tol
-        factor = share * safe_divide(angles, jnp.sin(angles), near | (angles > jnp.pi - tol), 1.0)
+        far = angles > jnp.pi - least
+        factor = safe_divide(angles, jnp.sin(angles), near | far, 1.0) * jnp.where(far, 0, share)
         tangent = factor - jnp.dot(factor, dots) * c
         length = safe_sqrt(tangent @ cosines @ tangent)
         done = done | (length < tol)

@@ -84,7 +84,7 @@ def multislerp(leaf: Leaf, *, weight: PerModel, normalize: bool = True):
         return leaf.emit(_delta_sum, jnp.ones((1,), leaf.dtype))
     gram = leaf.total(_delta_gram)
     coefficients, length = multislerp_coefficients(gram, weight)
-    if leaf.count > 2 and is_concrete(gram, length) and length < 1e-8 < jnp.max(gram):
+    if leaf.count > 2 and is_concrete(gram, length) and length == 0 < jnp.max(gram):
         raise ValueError("weight: the weighted directions of the models cancel; use other weights")
     return leaf.emit(_delta_sum, coefficients)
 

@@ -211,6 +211,34 @@ def test_means_on_the_sphere():
         run("multislerp", np.array(ring), None, weight=1.0)
 
 
+def test_directions_that_cancel_but_for_rounding():
+    rng = np.random.default_rng(1)
+    t = jnp.asarray([0.7, 0.3])
+    rules = {"karcher": {}, "multislerp": {"weight": 0.5}, "nuslerp": {"weight": t}}
+    merge = {
+        name: jax.jit(lambda m, name=name: merging.METHODS[name](None, m, **rules[name]))
+        for name in rules
+    }
+    for _ in range(20):
+        x = rng.normal(size=256)
+        pair = np.stack([x, -rng.uniform(0.3, 3) * x]).astype(np.float32)
+        length = np.linalg.norm(pair, axis=1).mean()
+        expected = {
+            "karcher": x / np.linalg.norm(x) * length,
+            "multislerp": pair.mean(0),
+            "nuslerp": 0.7 * pair[0] + 0.3 * pair[1],
+        }
+        for name, merged in expected.items():
+            np.testing.assert_allclose(merge[name](pair), merged, atol=1e-5 * length)
+            slope = jax.grad(lambda m, name=name: jnp.sum(merge[name](m) ** 2))(pair)
+            assert np.isfinite(slope).all()
+        plane = np.linalg.qr(rng.normal(size=(200, 2)))[0]
+        turns = np.arange(3) * 2 * np.pi / 3
+        ring = np.stack([np.cos(turns), np.sin(turns)], 1) @ plane.T
+        with pytest.raises(ValueError, match="weighted directions of the models cancel"):
+            run("multislerp", ring * rng.uniform(0.5, 2, (3, 1)), None, weight=1.0)
+
+
 def test_model_stock_ratios():
     orthogonal = BASE + np.stack([np.eye(9, 14), np.eye(9, 14, 3)])
     close(run("model_stock", orthogonal), BASE)
