@@ -123,6 +123,19 @@ def test_two_models_are_merged_as_by_the_plain_method():
     assert nested.evaluations == 2 + 24
 
 
+def test_a_task_without_weight_does_not_count():
+    drawn = pareto.EvolutionConfig(40, 0)
+    run = jax.jit(
+        lambda liked: pareto.nested_map(
+            jax.random.key(0), many, 3, points=12, preference=liked, evolution=drawn
+        ).coefficients
+    )
+    found = {i: run(jnp.eye(3)[i]) for i in range(3)}
+    for i, c in found.items():
+        assert many(c, i) > 0.97
+    np.testing.assert_allclose(run(jnp.zeros(3)), run(jnp.ones(3)), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_many_models_pair_by_pair():
     run = jax.jit(

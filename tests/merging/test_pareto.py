@@ -42,6 +42,12 @@ def test_ranks_are_those_of_peeling_fronts_off(objectives):
     assert pareto.non_dominated_mask(best[:, :1]).tolist() == [True, False, False]
 
 
+def test_points_without_a_number_are_worst():
+    values = jnp.asarray([[1.0, jnp.nan], [1.0, 2.0], [0.0, 1.0], [jnp.inf, 0.0]])
+    assert pareto.non_dominated_rank(values).tolist() == [4, 0, 1, 4]
+    assert pareto.hypervolume(values, jnp.zeros(2)) == 2
+
+
 def test_crowding_is_the_gap_between_neighbours_of_the_front():
     values = jnp.asarray([[0.0, 10.0], [1.0, 8.0], [4.0, 2.0], [5.0, 0.0], [0.5, 0.5]])
     crowd = pareto.crowding_distance(values, pareto.non_dominated_rank(values))

@@ -237,7 +237,7 @@ def nested_map(
         metric: see above.
         n: number of models and tasks.
         points: evaluated coefficient pairs of each merge.
-        preference: weight of each task.
+        preference: weight of each task; a cluster whose weights sum to 0 weighs its tasks equally.
         link: of the surrogates.
         resolution: see `fit_quadratic`.
         evolution: sizes of the searches.
@@ -251,8 +251,13 @@ def nested_map(
     """
     weight = jnp.broadcast_to(jnp.asarray(preference).astype(jnp.float32), (n,))
 
+    def shares_of(members: Bool[Array, " n"]) -> Float[Array, " n"]:
+        equal = members.astype(weight.dtype)
+        share = weight * equal
+        return jnp.where(jnp.sum(share) == 0, equal, share)
+
     def of_cluster(members: Bool[Array, " n"], c: Float[Array, " n"]) -> Array:
-        share = weight * members.astype(weight.dtype)
+        share = shares_of(members)
 
         def one(task: Array) -> Array:  # tasks of others are not evaluated
             return jax.lax.cond(members[task], lambda: metric(c, task), lambda: jnp.float32(0))
@@ -280,9 +285,10 @@ def nested_map(
             resolution=resolution,
             evolution=evolution,
         )
-        shares = jnp.stack([jnp.sum(weight * g.astype(weight.dtype)) for g in groups])
+        both = groups[0] | groups[1]
+        shares = jnp.stack([jnp.sum(jnp.where(g, shares_of(both), 0)) for g in groups])
         best = pareto_pick(front.predicted, shares)
-        merged, both = front.coefficients[best] @ pair, groups[0] | groups[1]
+        merged = front.coefficients[best] @ pair
         score = jnp.dot(shares, front.predicted[best]) / jnp.sum(shares)
         return (
             clusters.at[first].set(merged),

@@ -28,7 +28,8 @@ def non_dominated_mask(
 
     Args:
         values: objectives.
-        valid: points that count; the others are never in the front.
+        valid: points that count; the others, and those with an objective that is not finite, are
+            never in the front.
 
     Returns:
         A mask; copies of a non-dominated point are all in it.
@@ -43,7 +44,8 @@ def non_dominated_rank(
 
     Args:
         values: objectives.
-        valid: points that count; the others get rank n.
+        valid: points that count; the others, and those with an objective that is not finite, get
+            rank n.
 
     Returns:
         Ranks from 0.
@@ -53,7 +55,8 @@ def non_dominated_rank(
         III.A.
     """
     count = values.shape[0]
-    alive = jnp.ones(count, bool) if valid is None else valid
+    finite = jnp.all(jnp.isfinite(values), axis=1)
+    alive = finite if valid is None else valid & finite
     beats = dominance(values)
 
     def peel(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -108,7 +111,8 @@ def hypervolume(
     """The volume between a reference and what the points reach.
 
     Args:
-        values: objectives, m >= 1; dominated points change nothing.
+        values: objectives, m >= 1; dominated points change nothing, and those with an objective
+            that is not finite count nothing.
         reference: a point to be beaten in every objective; what does not beat it counts nothing.
         valid: points that count.
 
@@ -118,10 +122,9 @@ def hypervolume(
     Reference:
         Zitzler & Thiele 1999; the slicing of While et al. 2006.
     """
-    gain = jnp.maximum(values - reference[None], 0)
-    if valid is not None:
-        gain = jnp.where(valid[:, None], gain, 0)
-    return _volume(gain)
+    finite = jnp.all(jnp.isfinite(values), axis=1)
+    counts = finite if valid is None else valid & finite
+    return _volume(jnp.where(counts[:, None], jnp.maximum(values - reference[None], 0), 0))
 
 
 def _volume(gain: Float[Array, "n m"]) -> Float[Array, ""]:
