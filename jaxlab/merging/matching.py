@@ -70,6 +70,9 @@ def weight_matching(
     Returns:
         Permutations for `permute(spec, ..., b)`.
 
+    Raises:
+        ValueError: if a leaf has the same units on two axes, as a recurrent kernel has.
+
     Reference:
         Ainsworth, Hayase & Srinivasa 2023, Git Re-Basin, section 3.2. Heads of attention are
         compared by what their channels reach at best, so that a pair of equal heads with reordered
@@ -82,6 +85,12 @@ def weight_matching(
     dtype = math_dtype(*jax.tree.leaves(a), *jax.tree.leaves(b))
     a, b = (jax.tree.map(lambda x: x.astype(dtype), tree) for tree in (a, b))
     labels = [label for label, _ in spec.units]
+    for pattern, axes in spec.leaves:
+        for label in labels:
+            if axes.labels.count(label) > 1:  # quadratic in the permutation: no linear assignment
+                raise ValueError(
+                    f"spec: expected {label!r} on one axis of {pattern!r}, got {axes.labels}"
+                )
     branches = [_improve(spec, label, a, b) for label in labels]
 
     def total(permutations: Permutations) -> Array:

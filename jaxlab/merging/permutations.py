@@ -67,12 +67,14 @@ def permute(spec: AxisSpec, permutations: Permutations, params: PyTree) -> PyTre
 
     def reorder(axes: LeafAxes, leaf: Array) -> Array:
         for label, within in spec.units:
-            if label in axes.labels and label in permutations:
-                places = tuple(axes.labels.index(name) for name in (*within, label))
+            for place, name in enumerate(axes.labels):
+                if name != label or label not in permutations:
+                    continue
+                places = (*(axes.labels.index(outer) for outer in within), place)
                 index = along(permutations[label], leaf, places)
                 shape = [n if i in places else 1 for i, n in enumerate(leaf.shape)]
                 index = jnp.broadcast_to(index, shape)
-                leaf = jnp.take_along_axis(leaf, index, axis=places[-1])
+                leaf = jnp.take_along_axis(leaf, index, axis=place)
         return leaf
 
     return map_leaves(spec, reorder, params)

@@ -40,14 +40,19 @@ def fisher_diagonal(
     """
 
     def one(total: PyTree, x: PyTree) -> tuple[PyTree, None]:
-        probability = jnp.exp(log_probs(params, x))
+        known = log_probs(params, x)
+        probability = jnp.exp(known.astype(math_dtype(known)))
         jacobian = jax.jacrev(log_probs)(params, x)
-        squares = jax.tree.map(lambda j: weighted_sum(probability.astype(j.dtype), j**2), jacobian)
-        return jax.tree.map(jnp.add, total, squares), None
+
+        def add(t: Array, j: Array) -> Array:  # a sum in bfloat16 stops growing early
+            return t + weighted_sum(probability.astype(t.dtype), j.astype(t.dtype) ** 2)
+
+        return jax.tree.map(add, total, jacobian), None
 
     count = jax.tree.leaves(inputs)[0].shape[0]
-    total, _ = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), inputs)
-    return jax.tree.map(lambda x: x / count, total)
+    start = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), math_dtype(p)), params)
+    total, _ = jax.lax.scan(one, start, inputs)
+    return jax.tree.map(lambda t, p: (t / count).astype(p.dtype), total, params)
 
 
 def fisher_merge(

@@ -185,6 +185,17 @@ def test_repair_gives_units_the_statistics_of_the_parents():
     np.testing.assert_allclose(same["layer1"].shift, 0, atol=1e-4)
 
 
+def test_units_on_two_axes_of_a_leaf():
+    leaves = (("w", LeafAxes(("h", "h"), (0,))), ("in", LeafAxes((None, "h"))))
+    spec = AxisSpec(leaves, (("h", ()),))
+    params = {"w": jnp.arange(16.0).reshape(4, 4), "in": jnp.arange(8.0).reshape(2, 4)}
+    order = jnp.asarray([2, 0, 3, 1])
+    moved = merging.permute(spec, {"h": order}, params)
+    equal(moved, {"w": params["w"][order][:, order], "in": params["in"][:, order]})
+    with pytest.raises(ValueError, match=r"spec: expected 'h' on one axis of 'w', got \('h', 'h'"):
+        merging.weight_matching(jax.random.key(0), spec, params, params)
+
+
 def test_bad_specifications_are_named():
     with pytest.raises(ValueError, match="units: expected 'heads' once and after"):
         AxisSpec((), (("heads", ("groups",)), ("groups", ())))

@@ -127,6 +127,9 @@ def test_fisher_information_of_logistic_regression():
     found = jax.jit(lambda p, x: merging.fisher_diagonal(log_probs, p, x))({"w": w}, x)["w"]
     p = 1 / (1 + np.exp(-x @ w))
     np.testing.assert_allclose(found, ((p * (1 - p))[:, None] * x**2).mean(0), rtol=1e-4)
+    ones = jnp.ones((1000, 3), jnp.bfloat16)  # whose sum is more than eight bits can count
+    low = merging.fisher_diagonal(log_probs, {"w": jnp.zeros(3, jnp.bfloat16)}, ones)["w"]
+    assert low.dtype == jnp.bfloat16 and low.tolist() == [0.25] * 3
 
 
 def test_fisher_weighted_average():
