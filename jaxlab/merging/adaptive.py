@@ -53,7 +53,7 @@ def adamerging(
         steps: number of steps.
         batch: inputs of each task per step.
         clip: keep the coefficients in [0, 1].
-        spec: where layers are.
+        spec: where layers are, and which leaves stay the base's.
 
     Returns:
         Coefficients, the merged model, and the mean entropy before each step.
@@ -73,6 +73,7 @@ def adamerging(
     dtype = math_dtype(*(leaf for _, leaf in leaves))
     count = jax.tree.leaves(models)[0].shape[0]
     layers = [spec.axis_of(leaf_path(path)) for path, _ in leaves]
+    skipped = [spec.skips(leaf_path(path)) for path, _ in leaves]
 
     def blank(leaf: Array, axis: int | None) -> Array:
         shape = (count,) if axis is None else (count, leaf.shape[axis])
@@ -88,7 +89,10 @@ def adamerging(
         each = [weight] * len(leaves) if granularity == "task" else structure.flatten_up_to(weight)
         found = []
         stacked = structure.flatten_up_to(models)
-        for (_, b), x, w, axis in zip(leaves, stacked, each, layers):
+        for (_, b), x, w, axis, skip in zip(leaves, stacked, each, layers, skipped):
+            if skip:
+                found.append(b)
+                continue
             moved = x.astype(dtype) - b.astype(dtype)[None]
             shape = [count] + [1] * b.ndim
             if w.ndim == 2 and axis is not None:

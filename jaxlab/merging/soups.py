@@ -1,13 +1,14 @@
 """Averages of whole models along a run or over runs."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from jaxlab.merging.arrays import math_dtype, weighted_sum
+from jaxlab.merging.trees import common_leaf, leaf_path
 
 Tree = TypeVar("Tree")
 
@@ -26,13 +27,22 @@ def uniform_soup(models: PyTree[Float[Array, "M ..."]]) -> PyTree[Float[Array, "
         models: pytree with a leading axis of models.
 
     Returns:
-        The mean in the models' dtypes.
+        The mean in the models' dtypes; leaves that are not floating are copied.
+
+    Raises:
+        ValueError: naming a leaf that is not floating and differs between models.
 
     Reference:
         Wortsman et al. 2022, Model soups. With the last checkpoints of one run it is LAWA
         (Kaddour 2022).
     """
-    return jax.tree.map(lambda x: jnp.mean(x.astype(math_dtype(x)), axis=0).astype(x.dtype), models)
+
+    def average(path: Sequence[Any], x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return common_leaf(leaf_path(path), None, x)
+        return jnp.mean(x.astype(math_dtype(x)), axis=0).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(average, models)
 
 
 def greedy_soup(
@@ -45,7 +55,11 @@ def greedy_soup(
         loss: validation loss of one model; traced once.
 
     Returns:
-        The mean of the chosen models, and which were chosen.
+        The mean of the chosen models, and which were chosen; leaves that are not floating are
+        copied.
+
+    Raises:
+        ValueError: naming a leaf that is not floating and differs between models.
 
     Reference:
         Wortsman et al. 2022, Model soups, recipe 1.
@@ -54,11 +68,13 @@ def greedy_soup(
     order = jnp.argsort(losses)
 
     def mean(chosen: Bool[Array, " M"]) -> PyTree:
-        def average(x: Array) -> Array:
+        def average(path: Sequence[Any], x: Array) -> Array:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return common_leaf(leaf_path(path), None, x)
             weight = chosen.astype(math_dtype(x))
             return (weighted_sum(weight, x.astype(weight.dtype)) / jnp.sum(weight)).astype(x.dtype)
 
-        return jax.tree.map(average, models)
+        return jax.tree_util.tree_map_with_path(average, models)
 
     def consider(state, index):
         chosen, best = state

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from jaxlab.merging.arrays import is_concrete, math_dtype, weighted_sum
@@ -37,6 +36,10 @@ class PathSpec:
     layer_axis: tuple[tuple[str, int], ...] = ()
     skip: str | None = None
     layer_path: Callable[[str, int], str] = field(default=lambda path, i: f"{path}/{i}")
+
+    def skips(self, path: str) -> bool:
+        """Whether a leaf is not merged."""
+        return self.skip is not None and re.search(self.skip, path) is not None
 
     def axis_of(self, path: str) -> int | None:
         """The layer axis of a leaf of one model, or None."""
@@ -83,13 +86,27 @@ def stack_models(models: Sequence[PyTree]) -> PyTree[Array]:
 
 
 def task_vectors(base: PyTree, models: PyTree[Array]) -> PyTree[Float[Array, "M ..."]]:
-    """Differences of stacked models to their base, in the dtype to compute in."""
+    """Differences of stacked models to their base, in the dtype to compute in.
 
-    def subtract(b: Array, x: Array) -> Array:
+    Args:
+        base: a model.
+        models: models of the same structure, stacked.
+
+    Returns:
+        Task vectors; zeros for leaves that are not floating.
+
+    Raises:
+        ValueError: naming a leaf that is not floating and differs between models.
+    """
+
+    def subtract(path: Sequence[Any], b: Array, x: Array) -> Array:
         dtype = math_dtype(b, x)
+        if not jnp.issubdtype(b.dtype, jnp.floating):
+            common_leaf(leaf_path(path), b, x)
+            return jnp.zeros(x.shape, dtype)
         return x.astype(dtype) - b.astype(dtype)[None]
 
-    return jax.tree.map(subtract, base, models)
+    return jax.tree_util.tree_map_with_path(subtract, base, models)
 
 
 def apply_task_vectors(
@@ -103,10 +120,12 @@ def apply_task_vectors(
         weight: one number each.
 
     Returns:
-        The merged model.
+        The merged model; leaves that are not floating are the base's.
     """
 
     def add(b: Array, v: Array) -> Array:
+        if not jnp.issubdtype(b.dtype, jnp.floating):
+            return b
         moved = weighted_sum(jnp.asarray(weight).astype(v.dtype), v)
         return (b.astype(v.dtype) + moved).astype(b.dtype)
 
@@ -163,8 +182,8 @@ def _merge_leaf(
     models = jnp.asarray(models)
     base = None if base is None else jnp.asarray(base)
     if not jnp.issubdtype(models.dtype, jnp.floating):
-        return _common(name, base, models)
-    if spec.skip is not None and re.search(spec.skip, name):
+        return common_leaf(name, base, models)
+    if spec.skips(name):
         return models[0] if base is None else base
     axis = spec.axis_of(name)
     values = dict(coefficients)
@@ -178,6 +197,10 @@ def _merge_leaf(
                 assert key is not None
                 plain["key"] = leaf_key(key, name)
             return operator(base, models, **plain)
+        if not 1 - models.ndim <= axis < models.ndim - 1:
+            raise ValueError(
+                f"layer_axis: expected an axis of a leaf of shape {models.shape[1:]}, got {axis}"
+            )
         axis = axis % (models.ndim - 1)
         count = models.shape[1 + axis]
         if operator.random:
@@ -194,10 +217,27 @@ def _merge_leaf(
         raise ValueError(f"{name}: {error}") from error
 
 
-def _common(name: str, base: Array | None, models: Array) -> Array:
-    everyone = models if base is None else jnp.concatenate([base[None], models])
-    if is_concrete(everyone) and not np.all(np.asarray(everyone == everyone[:1])):
-        raise ValueError(
-            f"{name}: expected equal values of a leaf of {models.dtype}, got different ones"
-        )
-    return everyone[0]
+def common_leaf(name: str, base: Array | None, models: Array) -> Array:
+    """A leaf that is not merged, since it is not floating: the same in all models.
+
+    Args:
+        name: its path.
+        base: the base's leaf, or None.
+        models: the models' leaves, stacked.
+
+    Returns:
+        The base's leaf, or the first model's.
+
+    Raises:
+        ValueError: naming the leaf, if known values differ.
+    """
+    first = models[0] if base is None else base
+    if is_concrete(base, models):
+        with jax.ensure_compile_time_eval():  # also while a program around it is being traced
+            everyone = models if base is None else jnp.concatenate([base[None], models])
+            equal = bool(jnp.all(everyone == everyone[:1]))
+        if not equal:
+            raise ValueError(
+                f"{name}: expected equal values of a leaf of {models.dtype}, got different ones"
+            )
+    return first

@@ -60,6 +60,11 @@ def test_coefficients_per_layer():
         adapt(granularity="leaf")
 
 
+def test_skipped_leaves_stay_the_bases():
+    found = adapt(steps=2, spec=PathSpec(skip="scale"))
+    assert found.merged["scale"] == BASE["scale"] and found.merged["layers"].any()
+
+
 def test_clipping_and_seeds_as_one_program():
     keys = jax.random.split(jax.random.key(2), 2)
     many = jax.jit(jax.vmap(lambda k: adapt(k, batch=4, clip=True, learning_rate=0.5).weight))(keys)

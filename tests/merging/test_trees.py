@@ -103,6 +103,33 @@ def test_soups():
     np.testing.assert_allclose(early, 0.9 * stacked[2], rtol=1e-6)
 
 
+def test_counters_are_copied_where_equal_and_refused_otherwise():
+    big = 2**24 + 1  # no float32
+    models = {"step": jnp.full(2, big), "w": jnp.asarray([1.0, 2.0])}
+    base = {"step": jnp.int32(big), "w": jnp.float32(0)}
+    loss = lambda p: (p["w"] - 2) ** 2  # noqa: E731
+    vectors = merging.task_vectors(base, models)
+    moved = merging.apply_task_vectors(base, vectors, jnp.asarray([1.0, 1.0]))
+    soup, _ = merging.greedy_soup(models, loss)
+    for merged in (moved, soup, merging.uniform_soup(models), jax.jit(merging.uniform_soup)(models)):
+        assert merged["step"] == big and merged["step"].dtype == jnp.int32
+    assert moved["w"] == 3 and soup["w"] == 2
+    other = models | {"step": jnp.arange(2)}
+    for refused in (
+        lambda: merging.uniform_soup(other),
+        lambda: merging.greedy_soup(other, loss),
+        lambda: merging.task_vectors(base, other),
+    ):
+        with pytest.raises(ValueError, match="step: expected equal values of a leaf of int32"):
+            refused()
+
+
+def test_a_scalar_has_no_layer_axis():
+    spec = PathSpec(layer_axis=((".", 0),))
+    with pytest.raises(ValueError, match=r"w: layer_axis: expected an axis .* shape \(\), got 0"):
+        merge(METHODS["linear"], None, {"w": jnp.ones(2)}, {"weight": 1.0}, spec=spec)
+
+
 def test_masks_that_stay_with_tasks():
     base = jnp.zeros(4)
     models = jnp.asarray([[1.0, -2.0, 0.5, 0.0], [2.0, 1.0, -0.5, 1.0]])
