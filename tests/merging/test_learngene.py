@@ -92,6 +92,9 @@ def test_a_descendant_of_the_same_depth_is_the_auxiliary_model():
     jax.tree.map(np.testing.assert_array_equal, model, auxiliary)
     deeper = growth.gene_transfer(GENE, STEM, 7, head="head")
     assert "head" not in deeper and growth.depth_of(deeper["blocks"]) == 7
+    other = growth.gene_transfer(GENE, STEM, 4, "l/(L-1)")
+    expected = growth.le_expand(GENE, 4, "l/(L-1)")
+    jax.tree.map(np.testing.assert_array_equal, other["blocks"], expected)
 
 
 @pytest.mark.slow

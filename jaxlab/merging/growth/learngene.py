@@ -114,7 +114,13 @@ def le_fit(
 
 
 def gene_transfer(
-    gene: Gene, stem: dict[str, Any], depth: int, *, blocks: str = "blocks", head: str | None = None
+    gene: Gene,
+    stem: dict[str, Any],
+    depth: int,
+    rule: Rule = "l/L",
+    *,
+    blocks: str = "blocks",
+    head: str | None = None,
 ) -> dict[str, Any]:
     """A model of some depth, ready for ordinary training.
 
@@ -122,6 +128,7 @@ def gene_transfer(
         gene: trained in an auxiliary model.
         stem: that model's parameters; its layers, if there, are not used.
         depth: L of the new model.
+        rule: see `positions`; the one that the gene was trained or fitted with.
         blocks: name of the layers.
         head: name of the output layer to leave out, as when the classes differ; None keeps it.
 
@@ -129,7 +136,7 @@ def gene_transfer(
         A copy of the stem with the expanded layers.
     """
     kept = {name: value for name, value in stem.items() if name not in (blocks, head)}
-    return {**kept, blocks: le_expand(gene, depth)}
+    return {**kept, blocks: le_expand(gene, depth, rule)}
 
 
 def linearity_report(
