@@ -25,7 +25,7 @@ ABOUT = (
     "Merge safetensors checkpoints by a mergekit recipe. Not supported, and refused: merging of "
     "tokenizers, chat templates, LoRA adapters, several modules, models that are not on this disk."
 )
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "B": 10**9}  # "5B" is mergekit's
 
 
 def main(words: Sequence[str]) -> int:
@@ -101,10 +101,10 @@ def _stream_options(typed: Any) -> StreamOptions:
 
 
 def _bytes(flag: str, text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B?|[KMG](?:i?B)?)", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
         raise UsageError(f"{flag}: expected a size such as 256M or 2G, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(float(match[1]) * _UNITS[match[2][:1].upper()])
 
 
 def _find(name: str, recipe: Path) -> Path:

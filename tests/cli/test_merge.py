@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxlab
-from jaxlab.cli import main
+from jaxlab.cli import main, merging
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(jaxlab.__file__).parents[1])}
 
@@ -69,6 +69,18 @@ def test_models_are_looked_for_beside_the_recipe(project, monkeypatch):
     assert main(["merge", "../merge.yml", "out"]) == 0
 
 
+def test_sizes_are_read_in_both_spellings():
+    for text, size in (("5B", 5e9), ("256M", 2**28), ("2 GiB", 2**31), ("1.5kb", 1536), ("7", 7)):
+        assert merging._bytes("shard-size", text) == size
+
+
+def test_an_empty_folder_to_be_in_is_an_output(project, monkeypatch):
+    (project / "out").mkdir()
+    monkeypatch.chdir(project / "out")
+    assert main(["merge", "../merge.yml", "."]) == 0
+    assert (project / "out" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -78,6 +90,7 @@ def test_models_are_looked_for_beside_the_recipe(project, monkeypatch):
         (["merge.yml", "out", "--memory", "1K"], "layers.0.w: needs 30 MB of memory"),
         (["merge.yml", "out", "--dtype", "int8"], "dtype: expected one of float16"),
         (["merge.yml", "base"], "base exists already"),
+        (["merge.yml", "."], r"\. exists already"),
         (["merge.yml", "out", "--memori", "1G"], "unknown option '--memori'; did you mean"),
         (["broken.yml", "out"], "broken.yml: unknown merge_method 'tis'; did you mean 'ties'?"),
         (["absent.yml", "out"], "model 'x' is no folder here or beside absent.yml"),

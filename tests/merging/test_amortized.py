@@ -126,9 +126,11 @@ def test_two_models_are_merged_as_by_the_plain_method():
 def test_a_task_without_weight_does_not_count():
     drawn = pareto.EvolutionConfig(40, 0)
     run = jax.jit(
-        lambda liked: pareto.nested_map(
-            jax.random.key(0), many, 3, points=12, preference=liked, evolution=drawn
-        ).coefficients
+        lambda liked: (
+            pareto.nested_map(
+                jax.random.key(0), many, 3, points=12, preference=liked, evolution=drawn
+            ).coefficients
+        )
     )
     found = {i: run(jnp.eye(3)[i]) for i in range(3)}
     for i, c in found.items():

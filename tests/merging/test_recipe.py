@@ -126,6 +126,10 @@ def test_one_module_is_a_model():
         ("[1, 2]", "expected keys such as merge_method"),
         ("a: [", "no readable YAML"),
         ("merge_method: tie\nmodels: [{model: a}]", "unknown merge_method 'tie'; did you mean"),
+        (
+            "merge_method: [tie]\nmodels: [{model: a}]",
+            "unknown merge_method .'tie'.; known",
+        ),
         ("merge_method: linear", "exactly one of models, slices and modules"),
         (
             "merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: []}]",
@@ -150,6 +154,7 @@ def test_one_module_is_a_model():
         ("merge_method: linear\nmodels: [{model: a+b}]", "a LoRA adapter, which is not supported"),
         ("merge_method: linear\nmodels: [{model: a}, {model: a}]", "a is listed twice"),
         ("merge_method: linear\nmodels: [{model: a}]\ndtype: int8", "dtype: expected one of"),
+        ("merge_method: linear\nmodels: [{model: a}]\ndtype: [float16]", "dtype: expected one of"),
         (
             "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 1]}]}]",
             r"layer_range: expected \[first, last \+ 1\]",

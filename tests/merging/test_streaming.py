@@ -48,6 +48,7 @@ def tensors(seed, dtype=np.float32, shapes=SHAPES, scale=0.1):
 def save(folder, arrays, config=True, shards=1):
     """A checkpoint, written without the code under test."""
     codes = {"float32": "F32", "bfloat16": "BF16", "int64": "I64", "float16": "F16"}
+    codes["float64"] = "F64"
     folder.mkdir(parents=True, exist_ok=True)
     names = list(arrays)
     weight_map = {}
@@ -323,6 +324,30 @@ def test_an_interrupted_merge_goes_on_to_the_same_bytes(tmp_path, models):
         assert path.read_bytes() == (out / path.name).read_bytes()
     with pytest.raises(MergeError, match="exists already"):
         merge_checkpoints(made, out, models=models)
+
+
+def test_another_dtype_of_the_same_width_is_another_merge(tmp_path, models):
+    def stop(written, total, tensor):
+        raise KeyboardInterrupt
+
+    made = recipe("linear", "ab", False, "{weight: 1.0}")
+    half, other = StreamOptions(dtype="F16"), StreamOptions(dtype="BF16", resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        merge_checkpoints(made, tmp_path / "out", half, models=models, report=stop)
+    with pytest.raises(MergeError, match="another recipe or other inputs"):
+        merge_checkpoints(made, tmp_path / "out", other, models=models)
+
+
+def test_double_precision_is_kept_or_refused(tmp_path):
+    values = {"w": 1 + 1e-10 * np.random.default_rng(0).normal(size=(4, 4))}
+    models = {"a": save(tmp_path / "a", values)}
+    made = recipe("passthrough", "a", False)
+    with pytest.raises(MergeError, match=r"w: a has F64, .*; set JAX_ENABLE_X64=1"):
+        merge_checkpoints(made, tmp_path / "out", models=models)
+    assert not list(tmp_path.glob("out*"))
+    with jax.enable_x64(True):
+        merge_checkpoints(made, tmp_path / "out", models=models)
+    assert np.array_equal(load(tmp_path / "out")["w"], values["w"])
 
 
 def truncated(folder):

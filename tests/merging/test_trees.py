@@ -111,7 +111,12 @@ def test_counters_are_copied_where_equal_and_refused_otherwise():
     vectors = merging.task_vectors(base, models)
     moved = merging.apply_task_vectors(base, vectors, jnp.asarray([1.0, 1.0]))
     soup, _ = merging.greedy_soup(models, loss)
-    for merged in (moved, soup, merging.uniform_soup(models), jax.jit(merging.uniform_soup)(models)):
+    for merged in (
+        moved,
+        soup,
+        merging.uniform_soup(models),
+        jax.jit(merging.uniform_soup)(models),
+    ):
         assert merged["step"] == big and merged["step"].dtype == jnp.int32
     assert moved["w"] == 3 and soup["w"] == 2
     other = models | {"step": jnp.arange(2)}

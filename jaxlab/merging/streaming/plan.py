@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import jax
+
 from jaxlab.merging.operators import Operator
 from jaxlab.merging.registry import METHODS
 from jaxlab.merging.streaming.errors import MergeError
@@ -194,6 +196,11 @@ class _Planner:
                 )
                 raise MergeError(
                     f"{name}: {reference} has shape {shape}, {model} has {info.shape}{advice}"
+                )
+            if info.code == "F64" and not jax.config.read("jax_enable_x64"):
+                raise MergeError(
+                    f"{name}: {model} has F64, which would be computed in 32 bits; set "
+                    "JAX_ENABLE_X64=1 in the environment"
                 )
         floating = {info.code in FLOATING for info in described.values()}
         if len(floating) > 1:

@@ -119,7 +119,7 @@ def parse_recipe(text: str) -> Recipe:
         raise MergeError(f"expected keys such as merge_method and models, got {data!r}")
     _check_keys(data, KEYS, "a recipe")
     method = data.get("merge_method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise MergeError(_unknown("merge_method", method, METHODS))
     base = data.get("base_model")
     if base is not None:
@@ -147,8 +147,9 @@ def parse_recipe(text: str) -> Recipe:
                 raise MergeError(f"{name} is listed twice in one merge")
     dtype = data.get("out_dtype") or data.get("dtype")
     for key in ("dtype", "out_dtype"):
-        if data.get(key) is not None and data[key] not in FLOAT_DTYPES:
-            raise MergeError(f"{key}: expected one of {', '.join(FLOAT_DTYPES)}, got {data[key]!r}")
+        code = data.get(key)
+        if code is not None and (not isinstance(code, str) or code not in FLOAT_DTYPES):
+            raise MergeError(f"{key}: expected one of {', '.join(FLOAT_DTYPES)}, got {code!r}")
     return Recipe(method, slices, tuple(outer), FLOAT_DTYPES[dtype] if dtype else None, text)
 
 

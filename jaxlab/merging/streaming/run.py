@@ -81,7 +81,9 @@ def merge_checkpoints(
         tables = {name: checkpoint.tensors for name, checkpoint in checkpoints.items()}
         plan = make_plan(recipe, tables, options.dtype)
         shards = lay_out(plan.tensors, options.shard_size)
-        identity = digest([recipe.text, options.seed, _fingerprints(checkpoints), shards.lengths])
+        codes = [tensor.code for tensor in plan.tensors]  # of one width, lengths are the same
+        inputs = _fingerprints(checkpoints)
+        identity = digest([recipe.text, options.seed, inputs, codes, shards.lengths])
         first = recipe.slices[0]
         donor = checkpoints[first.base or first.sources[0].model]
         extra = _side_files(donor, recipe, plan, options)

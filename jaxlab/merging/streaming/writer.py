@@ -97,8 +97,8 @@ class Output:
     """
 
     def __init__(self, folder: Path, shards: Shards, identity: str, *, resume: bool):
-        self.folder, self.shards = folder, shards
-        self.partial = folder.with_name(f"{folder.name}.partial")
+        self.folder, self.shards = folder.resolve(), shards  # "." has no name of its own
+        self.partial = self.folder.with_name(f"{self.folder.name}.partial")
         self.done: set[str] = set()
         self._descriptors: dict[str, int] = {}
         self._unsynced: list[str] = []
