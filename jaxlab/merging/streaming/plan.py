@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from jaxlab.merging.operators import Operator
 from jaxlab.merging.registry import METHODS
@@ -197,7 +198,7 @@ class _Planner:
                 raise MergeError(
                     f"{name}: {reference} has shape {shape}, {model} has {info.shape}{advice}"
                 )
-            if info.code == "F64" and not jax.config.read("jax_enable_x64"):
+            if info.code == "F64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
                 raise MergeError(
                     f"{name}: {model} has F64, which would be computed in 32 bits; set "
                     "JAX_ENABLE_X64=1 in the environment"
