@@ -30,7 +30,8 @@ def param_labels(params: Params) -> Any:
     """
 
     def label(path: tuple[Any, ...], leaf: Array) -> str:
-        name = path[-1].key
+        # The leaves of `Upscaling` have a name instead of a key.
+        name = getattr(path[-1], "key", getattr(path[-1], "name", None))
         if name == "w0":
             return "w0_2x"
         return "decay" if name in _MATRICES else "no_decay"
@@ -98,7 +99,8 @@ def optimizer(
         clip: largest global norm of the gradient.
 
     Returns:
-        `init` and `update`; `update` needs the parameters.
+        `init` and `update`; `update` needs the parameters. `init` raises ValueError for parameters
+        below float32, to which most updates would be lost by rounding.
 
     Reference: the official RWKV-7 trainer.
     """
@@ -107,6 +109,12 @@ def optimizer(
         return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
     def init(params: Params) -> OptimizerState:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if leaf.dtype not in (jnp.float32, jnp.float64):
+                raise ValueError(
+                    f"params: expected float32, got {leaf.dtype} at {jax.tree_util.keystr(path)}: "
+                    "load with param_dtype='float32'; activations stay bfloat16 through `dtype`"
+                )
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
         return OptimizerState(jnp.zeros((), jnp.int32), adam().init(wide))
 

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from jaxlab import rwkv7
+from jaxlab.rwkv7.upscaling import Upscaling
 
 
 def test_groups(params, config):
@@ -73,13 +74,13 @@ def test_clipping_by_the_global_norm():
 
 def test_tiny_gradients_still_move():
     """eps = 1e-18 is far below any second moment; 1e-8 would swallow this gradient."""
-    params = {"k_k": jnp.zeros(1, jnp.bfloat16)}
+    params = {"k_k": jnp.zeros(1)}
     tx = rwkv7.optimizer(1e-2, 1e-2, 10, warmup_steps=0)
     state = tx.init(params)
     assert state.moments.mu["k_k"].dtype == state.moments.nu["k_k"].dtype == jnp.float32
     updates, _ = tx.update({"k_k": jnp.full(1, 1e-12, jnp.bfloat16)}, state, params)
-    assert updates["k_k"].dtype == jnp.bfloat16
-    np.testing.assert_allclose(updates["k_k"].astype(jnp.float32), -1e-2, rtol=1e-2)
+    assert updates["k_k"].dtype == jnp.float32
+    np.testing.assert_allclose(updates["k_k"], -1e-2, rtol=1e-2)
 
 
 def test_hyper_parameters_are_swept_by_vmap():
@@ -110,3 +111,19 @@ def test_the_parameters_are_needed():
     params = {"k_k": jnp.zeros(1)}
     with pytest.raises(ValueError, match="params: expected the parameters"):
         tx.update(params, tx.init(params))
+
+
+def test_parameters_too_coarse_for_updates_are_refused():
+    params = {"blocks": {"k_k": jnp.zeros(1), "w0": jnp.zeros(1, jnp.bfloat16)}}
+    with pytest.raises(ValueError, match=r"float32, got bfloat16 at .*'w0'.*param_dtype='float32'"):
+        rwkv7.optimizer(1.0, 1.0, 10).init(params)
+
+
+def test_a_second_state_is_trained_without_decay():
+    branch = Upscaling(*(jnp.ones(1) for _ in Upscaling._fields))
+    params = {"blocks": {"upscaling": branch, "w0": jnp.ones(1)}}
+    labels = rwkv7.param_labels(params)["blocks"]
+    assert labels == {"upscaling": Upscaling(*["no_decay"] * 5), "w0": "w0_2x"}
+    tx = rwkv7.optimizer(1e-2, 1e-2, 10, warmup_steps=0)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["blocks"]["upscaling"].gamma, -1e-2, rtol=1e-5)
