@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlab.rwkv7.config import Config
 from jaxlab.rwkv7.initialization import Params
-from jaxlab.rwkv7.model import prefill, step
+from jaxlab.rwkv7.model import prefill, step, with_second_state
 from jaxlab.rwkv7.sampling import Sampler, sample
 from jaxlab.rwkv7.state import State
 
@@ -57,7 +57,7 @@ def generate(
         prompt: ids, padded on the right.
         n: number of tokens to generate.
         key: random key.
-        sampler: temperature, top-k, top-p; traced.
+        sampler: temperature, top-k, top-p; traced, one for all rows or one per row.
         lengths: valid tokens of each prompt, at least 1; P each if None.
         stop_tokens: a row that generates one of these is done.
         state: state before the prompts, zero if None.
@@ -99,7 +99,7 @@ def decode(
         done: rows that generate nothing more.
         n: number of tokens to generate.
         key: random key, the same for all pieces of a run.
-        sampler: temperature, top-k, top-p; traced.
+        sampler: temperature, top-k, top-p; traced, one for all rows or one per row.
         stop_tokens: a row that generates one of these is done.
         start: number of tokens generated before.
         impl: see `forward`.
@@ -107,6 +107,9 @@ def decode(
     Returns:
         Tokens and the state behind them.
     """
+    state = with_second_state(params["blocks"], state)
+    # One number for all rows stays one: the program is the same as without rows.
+    each = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, sampler)
     stops = jnp.asarray(stop_tokens, jnp.int32).reshape(-1)
     row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(logits.shape[0]))
 
@@ -115,7 +118,7 @@ def decode(
     ) -> tuple[tuple[Array, State, Array], tuple[Array, Array, Array]]:
         logits, state, done = carry
         keys = jax.vmap(lambda row_key: jax.random.fold_in(row_key, position))(row_keys)
-        drawn, log_prob = jax.vmap(sample, in_axes=(0, 0, None))(keys, logits, sampler)
+        drawn, log_prob = jax.vmap(sample, in_axes=(0, 0, each))(keys, logits, sampler)
         active = ~done
         token = jnp.where(active, drawn, PAD).astype(jnp.int32)
         done = done | (active & jnp.any(token[:, None] == stops[None, :], axis=1))

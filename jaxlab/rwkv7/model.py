@@ -239,6 +239,25 @@ def run_blocks(
     return x, state
 
 
+def with_second_state(blocks: Params, state: State) -> State:
+    """The state with zeros as the second one of an upscaled model, where it has none yet.
+
+    Loops over tokens need it, because the state they carry must have the same leaves throughout.
+
+    Args:
+        blocks: `params["blocks"]`.
+        state: of a batch.
+
+    Returns:
+        The state; the same one without upscaling.
+    """
+    upscaling = blocks.get(UPSCALING)
+    if upscaling is None or state.enlarged is not None:
+        return state
+    shape = (*state.wkv.shape[:-2], *upscaling.decorrelation.shape[-2:])
+    return state._replace(enlarged=jnp.full_like(state.wkv, 0, shape=shape))
+
+
 def _scan(
     blocks: Params,
     config: Config,
@@ -260,13 +279,16 @@ def _scan(
             lambda leaf: jnp.full_like(x, 0, dtype=leaf.dtype, shape=leaf.shape),
             jax.eval_shape(lambda: initial_state(config, batch)),
         )
-    upscaling = blocks.get(UPSCALING)
-    if upscaling is not None and state.enlarged is None:
-        shape = (*state.wkv.shape[:-2], *upscaling.decorrelation.shape[-2:])
-        state = state._replace(enlarged=jnp.full_like(x, 0, dtype=state.wkv.dtype, shape=shape))
     check_state("state", state, config, batch)
     if reset_state is not None:
         check_state("reset_state", reset_state, config, None)
+    for name, given in (("state", state), ("reset_state", reset_state)):
+        if given is not None and given.enlarged is not None and UPSCALING not in blocks:
+            raise ValueError(
+                f"{name}: expected no enlarged state, as the model is not one of `upscaled`, "
+                f"got {given.enlarged.shape}"
+            )
+    state = with_second_state(blocks, state)
     valid = None
     if lengths is not None:
         valid = jnp.arange(length)[None, :] < lengths[:, None]

@@ -164,3 +164,14 @@ def test_memory_does_not_grow_with_the_number_of_tokens(params, config, prompt):
 
     # Beyond the three numbers per row and token that are returned.
     assert temporaries(2000) - temporaries(100) <= 1900 * 3 * 16
+
+
+def test_every_row_may_have_its_own_sampler(params, config, prompt):
+    logits, state = rwkv7.prefill(params, config, prompt)
+    done = jnp.zeros(3, bool)
+    rows = Sampler(jnp.asarray([0.0, 5.0, 5.0]), None, jnp.asarray([1.0, 1.0, 0.0]))
+    got = rwkv7.decode(params, config, logits, state, done, 1, KEY, rows).tokens[:, 0]
+    best = jnp.argmax(logits, axis=-1)
+    assert got[0] == best[0] and got[2] == best[2]
+    one = rwkv7.decode(params, config, logits, state, done, 1, KEY, Sampler(5.0, None, 1.0))
+    assert got[1] == one.tokens[1, 0]

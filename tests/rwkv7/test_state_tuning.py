@@ -354,3 +354,20 @@ def test_what_a_model_does_not_have_is_refused(config, params, batch):
     wrong = rwkv7.initial_state(config, 3)._replace(enlarged=jnp.zeros((2, 2, M, M)))
     with pytest.raises(ValueError, match="state: expected an enlarged state"):
         rwkv7.forward(wide(params, config), config, batch.tokens, wrong)
+
+
+def test_an_observer_sees_the_writing_and_no_packed_sequences(config, params, batch):
+    maps = st.init_observer(jax.random.key(0), config, config)
+    model = wide(params, config)
+    tuned = noise(st.init_tuned_state(config, M))
+    states = jnp.ones((8, 2, 3, *tuned.wkv.shape[1:]))
+
+    @jax.jit
+    def apart(writing):
+        trained = (tuned._replace(writing=writing), maps)
+        return st.observed_tuning_loss(trained, model, config, batch, states, 0.0)[0]
+
+    assert abs(apart(tuned.writing) - apart(0 * tuned.writing)) > 1e-4
+    packed = batch._replace(reset=jnp.zeros((3, 8), bool))
+    with pytest.raises(ValueError, match="batch: expected sequences that are not packed"):
+        st.observed_tuning_loss((tuned, maps), model, config, packed, states)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlab import rwkv7
+from jaxlab.rwkv7 import state_tuning as st
 from jaxlab.rwkv7 import upscaling as up
 from jaxlab_kernels import wkv7
 
@@ -153,3 +154,37 @@ def test_a_model_with_a_second_state_starts_as_the_base_model(config, params):
 def test_too_few_support_vectors_are_refused():
     with pytest.raises(ValueError, match="count: expected at least the width 4 of a head, got 3"):
         up.init_upscaling(jax.random.key(0), jnp.zeros((1, 9, H, N)), 3)
+
+
+@pytest.fixture
+def wide(make_config, make_params):
+    config = make_config(n_layer=1)
+    samples = jax.random.normal(jax.random.key(0), (1, 20, 2, 16))
+    branch = up.init_upscaling(jax.random.key(1), samples, 16)
+    return config, up.upscaled(make_params(11, config), branch._replace(writing=jnp.ones(1)))
+
+
+def test_loops_over_tokens_fill_in_the_second_state(wide):
+    config, params = wide
+    state = rwkv7.initial_state(config, 2)
+    tokens = jnp.asarray([[1, 2, 3], [4, 5, 6]])
+    logits, last = rwkv7.forward(params, config, tokens)
+    states = st.state_trajectory(params, config, tokens)
+    np.testing.assert_allclose(states[-1], last.wkv, atol=1e-4)
+    done = jnp.zeros(2, bool)
+    out = rwkv7.decode(params, config, logits[:, -1], state, done, 2, jax.random.key(0))
+    assert out.state.enlarged.shape == (1, 2, 2, 16, 16) and out.state.enlarged.any()
+
+
+def test_a_second_state_is_not_lost_without_a_word(wide, tmp_path):
+    config, params = wide
+    with pytest.raises(ValueError, match="params: expected those of a base model"):
+        rwkv7.save(tmp_path / "model.pth", params, config)
+    base = params | {"blocks": {k: v for k, v in params["blocks"].items() if k != "upscaling"}}
+    tokens = jnp.ones((2, 3), jnp.int32)
+    state = rwkv7.initial_state(config, 2)._replace(enlarged=jnp.zeros((1, 2, 2, 16, 16)))
+    with pytest.raises(ValueError, match=r"^state: expected no enlarged state.*\(1, 2, 2, 16, 16"):
+        rwkv7.forward(base, config, tokens, state)
+    fresh = jax.tree.map(lambda leaf: leaf[:, 0], state)
+    with pytest.raises(ValueError, match="reset_state: expected no enlarged state"):
+        rwkv7.forward(base, config, tokens, None, tokens > 1, reset_state=fresh)

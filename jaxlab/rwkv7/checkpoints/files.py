@@ -26,6 +26,7 @@ from jaxlab.rwkv7.checkpoints.tensors import CheckpointError, Tensor
 from jaxlab.rwkv7.config import Config, Ranks
 from jaxlab.rwkv7.initialization import Params
 from jaxlab.rwkv7.state import State, check_state
+from jaxlab.rwkv7.upscaling import UPSCALING
 from jaxlab.safetensors import INDEX, SINGLE, SafetensorsError, read_index
 
 FORMATS = ("pth", "safetensors", "fla")
@@ -158,6 +159,11 @@ def to_tensors(params: Params, config: Config, *, fla: bool = False) -> dict[str
         ValueError: parameters that do not fit the configuration, or a configuration that the
             format cannot express.
     """
+    if UPSCALING in params["blocks"]:
+        raise ValueError(
+            "params: expected those of a base model, as no format has room for a second state, "
+            "got those of `upscaled`"
+        )
     eps = config.head_size * 1e-5 if fla else _OFFICIAL_EPS
     if abs(config.ln_x_eps - eps) > 1e-9:
         kind = "flash-linear-attention" if fla else "official"

@@ -13,10 +13,16 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxlab.rwkv7.config import Config
 from jaxlab.rwkv7.initialization import Params
-from jaxlab.rwkv7.model import step
+from jaxlab.rwkv7.model import step, with_second_state
 from jaxlab.rwkv7.state import State, initial_state
 from jaxlab.rwkv7.state_tuning.decorrelation import Scalar
-from jaxlab.rwkv7.state_tuning.tuning import Batch, Tuned, learned_state, state_tuning_loss
+from jaxlab.rwkv7.state_tuning.tuning import (
+    Batch,
+    Tuned,
+    learned_state,
+    state_tuning_loss,
+    tuned_model,
+)
 
 
 class ObserverMaps(NamedTuple):
@@ -69,6 +75,7 @@ def state_trajectory(
         T times the memory of a state.
     """
     start = initial_state(config, tokens.shape[0]) if state is None else state
+    start = with_second_state(params["blocks"], start)
 
     def go(state: State, token: Array) -> tuple[State, Array]:
         _, state = step(params, config, token, state)
@@ -118,17 +125,23 @@ def observed_tuning_loss(
         trained: what is learned.
         params: of the student; frozen.
         config: sizes of the student.
-        batch: sequences.
+        batch: sequences, not packed.
         teacher_states: of the teacher on `batch.tokens[:, :-1]`.
         weight: lambda.
 
     Returns:
         The loss, and "nll", "accuracy" and "explained".
+
+    Raises:
+        ValueError: packed sequences.
     """
+    if batch.reset is not None:
+        raise ValueError(
+            f"batch: expected sequences that are not packed, got a reset {batch.reset.shape}"
+        )
     tuned, maps = trained
     state = initial_state(config, batch.tokens.shape[0], learned_state(tuned, config))
-    frozen = jax.lax.stop_gradient(params)
-    states = state_trajectory(frozen, config, batch.tokens[:, :-1], state)
+    states = state_trajectory(tuned_model(params, tuned), config, batch.tokens[:, :-1], state)
     apart, told = observer_loss(maps, states, teacher_states)
     loss, metrics = state_tuning_loss(tuned, params, config, batch)
     return apart + weight * loss, {
