@@ -83,8 +83,7 @@ def num_params(config: Config) -> int:
         config: sizes.
 
     Returns:
-        2VC + 4C + L (19C + 8C + 4C^2 + 2CF + 2C (Dw + Da + Dv + Dg)) with F = 4C in the standard
-        case.
+        2VC + 4C + L (19C + 4C^2 + 2CF + 2C (Dw + Da + Dv + Dg)) with F = 4C in the standard case.
     """
     shapes = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

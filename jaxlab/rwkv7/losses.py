@@ -20,7 +20,7 @@ def l2wrap_cross_entropy(
 
     Args:
         logits: unnormalised log-probabilities; computed in float32.
-        targets: ids in [0, V).
+        targets: ids in [0, V); anything where the mask is False.
         mask: positions that count, all if None.
         factor: strength of the pull.
 
@@ -40,6 +40,7 @@ def l2wrap_cross_entropy(
     if mask is not None:
         # Replaced before anything is computed: NaN times zero would still be a NaN gradient.
         logits = jnp.where(mask[..., None], logits, 0)
+        targets = jnp.where(mask, targets, 0)
         weight = mask.astype(jnp.float32)
     weight = weight / jnp.maximum(jnp.sum(weight), 1)
 

@@ -71,7 +71,8 @@ def top_p(logits: Float[Array, "*b V"], p: Scalar) -> Float[Array, "*b V"]:
     """
     mass = _column(p, logits)
     ordered, rank = _ranked(logits)
-    reached = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+    # In half precision the sum would stop growing far below one.
+    reached = jnp.cumsum(jax.nn.softmax(ordered.astype(jnp.float32), axis=-1), axis=-1)
     # Mass of the strictly more likely tokens: the token that crosses p is kept.
     before = jnp.concatenate([jnp.zeros_like(reached[..., :1]), reached[..., :-1]], axis=-1)
     # The sum may round to one before the end: p = 1 must not cut the tail.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxlab_kernels.checks import check_name
+from jaxlab_kernels.checks import check_arguments, check_name
 from jaxlab_kernels.op import wkv7
 
 
@@ -52,7 +52,11 @@ def wkv7_along_axis(
 
     Returns:
         y of this stretch, and the state after the whole sequence (the same on all devices).
+
+    Raises:
+        ValueError: what `wkv7` refuses.
     """
+    check_arguments((r, logw, k, v, a, b), s0, reset, reset_state, chunk, precision)
     batch, length, heads, keys = r.shape
     values = v.shape[3]
     low = all(x.dtype == jnp.bfloat16 for x in (r, k, v, a, b))

@@ -89,3 +89,10 @@ def test_refuses_what_does_not_divide(cpu_devices):
         sharded_wkv7(*p.inputs, mesh=mesh, sequence_axis="parts")
     with pytest.raises(ValueError, match="did you mean 'parts'"):
         sharded_wkv7(*p.inputs, mesh=mesh, sequence_axis="part")
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 16, 16), (16, 16), (2, 1, 1, 1)])
+def test_states_that_do_not_fit_a_stretch_are_refused(shape):
+    p = problem(length=16, width=16, batch=2, heads=2)
+    with pytest.raises(ValueError, match=r"s0 must be \[B, H, D, K\] = \(2, 2, 16, 16\)"):
+        wkv7_along_axis(*p.inputs, np.ones(shape, np.float32), axis_name="time")

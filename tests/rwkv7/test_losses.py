@@ -62,3 +62,13 @@ def test_vmap_is_a_loop_and_bfloat16_is_computed_in_float32(key):
 def test_shapes_that_do_not_fit(key):
     with pytest.raises(ValueError, match="logits, targets, mask: shapes that do not fit"):
         l2wrap_cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros((2, 4), jnp.int32))
+
+
+@pytest.mark.parametrize("ignored", [-100, 3])
+def test_ignored_targets_may_be_anything(ignored):
+    loss = jax.value_and_grad(l2wrap_cross_entropy)
+    logits, mask = jnp.asarray([[[1.0, 2.0, 3.0]] * 2]), jnp.asarray([[True, False]])
+    got = loss(logits, jnp.asarray([[1, ignored]]), mask)
+    want = loss(logits, jnp.asarray([[1, 0]]), mask)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert np.isfinite(got[0])

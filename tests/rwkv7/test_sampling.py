@@ -100,3 +100,10 @@ def test_frequencies_are_the_filtered_distribution():
 
 def test_low_precision_logits_are_filtered_in_float32():
     assert filtered_logits(LOGITS.astype(jnp.bfloat16), Sampler(0.7, 2, 0.9)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_mass_is_summed_in_float32(dtype):
+    flat = jnp.zeros(4096, dtype)
+    got = top_p(flat, 0.9)
+    assert got.dtype == dtype and abs(len(kept(got)) - 0.9 * 4096) < 2
