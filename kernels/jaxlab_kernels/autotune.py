@@ -96,6 +96,8 @@ def scan_below(workload: Workload, best: Candidate, repeats: int) -> int:
     threshold = 2 * LENGTHS[-1]
     for length in reversed(LENGTHS):
         chunk = min(best.chunk, max(16, length))
+        if best.impl == "pallas_mosaic_gpu":
+            chunk = dispatch.MOSAIC_CHUNK
         if milliseconds(length, best.impl, chunk) > milliseconds(length, "scan", None):
             break
         threshold = length

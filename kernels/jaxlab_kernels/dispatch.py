@@ -12,6 +12,7 @@ IMPLEMENTATIONS = (
     *("pallas_tpu", "pallas_gpu", "pallas_triton", "pallas_mosaic_gpu"),
 )
 PALLAS_WIDTHS = (16, 32, 64, 128)
+MOSAIC_CHUNK = 64  # the only one of "pallas_mosaic_gpu"
 
 
 def load(name: str) -> Implementation:
@@ -44,16 +45,22 @@ def _why_not_pallas(widths: tuple[int, int], wide) -> str | None:
     return None
 
 
+def _mosaic_fits(inputs: Tokens, reset_state, chunk: int | None, dtype) -> bool:
+    from jaxlab_kernels import pallas_mosaic_gpu
+
+    return pallas_mosaic_gpu.supports(inputs, reset_state, chunk or MOSAIC_CHUNK, dtype)
+
+
 def choose(
-    impl: str, chunk: int | None, length: int, widths: tuple[int, int], dtype, wide
+    impl: str, chunk: int | None, inputs: Tokens, reset_state: jax.Array | None, dtype, wide
 ) -> tuple[str, int, tuple[tuple[str, int], ...]]:
     """Settle the implementation, the chunk and the kernel's own tuned options.
 
     Args:
         impl: the caller's wish.
         chunk: the caller's wish, or None.
-        length: T.
-        widths: (K, D).
+        inputs: r, logw, k, v, a, b.
+        reset_state: as `run` takes it.
         dtype: of the matrix operands.
         wide: of the state.
 
@@ -64,15 +71,20 @@ def choose(
     Raises:
         ValueError: a Pallas kernel was asked for by name and cannot do this.
     """
+    length, widths = inputs[0].shape[1], (inputs[0].shape[3], inputs[3].shape[3])
     tuned = tuning.lookup(default_device().device_kind, widths[0], jnp.dtype(dtype).name)
     obstacle = _why_not_pallas(widths, wide)
     if impl == "auto":
         impl = "scan" if length < tuned.scan_below else tuned.impl
         if impl.startswith("pallas") and obstacle:
             impl = "xla"
+        if impl == "pallas_mosaic_gpu" and not _mosaic_fits(inputs, reset_state, chunk, dtype):
+            impl = "xla"
     elif impl.startswith("pallas") and obstacle:
         raise ValueError(f"impl={impl!r} {obstacle}; use 'xla'")
-    if chunk is None:
+    if chunk is None and impl == "pallas_mosaic_gpu":
+        chunk = MOSAIC_CHUNK
+    elif chunk is None:
         chunk = min([tuned.chunk, *(c for c in CHUNKS if c >= length)])
     return impl, chunk, tuned.options if impl == tuned.impl else ()
 
@@ -108,8 +120,7 @@ def run(
         low = all(x.dtype == jnp.bfloat16 for x in (r, k, v, a, b))
         precision = "bf16" if low else "float32"
     operand_dtype = jnp.bfloat16 if precision == "bf16" else s0.dtype
-    widths = (r.shape[3], v.shape[3])
-    impl, chunk, tuned = choose(impl, chunk, length, widths, operand_dtype, s0.dtype)
+    impl, chunk, tuned = choose(impl, chunk, inputs, reset_state, operand_dtype, s0.dtype)
     if length == 1 or impl == "scan":
         return reference.scan(*inputs, s0, reset, reset_state)
 

@@ -100,3 +100,19 @@ def test_torch_computes_the_same(dtype):
     y, _ = wkv7(*inputs, impl="scan")
     output = jnp.asarray(torch_sequential(inputs).output())
     assert jnp.abs(output - y.astype(jnp.float32)).max() < (1e-5 if dtype == "float32" else 0.1)
+
+
+def test_the_threshold_of_mosaic_is_found_in_its_own_chunk(monkeypatch):
+    seen = []
+
+    def operator(impl, chunk):
+        seen.append((impl, chunk))
+        return lambda *inputs: inputs
+
+    monkeypatch.setattr(autotune, "LENGTHS", (16, 32))
+    monkeypatch.setattr(measure, "operator", operator)
+    monkeypatch.setattr(measure, "training", lambda f: f)
+    monkeypatch.setattr(measure, "time_jax", lambda *_: (1.0, None))
+    best = autotune.Candidate("pallas_mosaic_gpu", 64)
+    assert autotune.scan_below(TINY, best, 2) == 16
+    assert set(seen) == {("pallas_mosaic_gpu", 64), ("scan", None)}

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from wkv7_oracle import relative_error
 from wkv7_problems import problem
 
-from jaxlab_kernels import tuning, wkv7
+from jaxlab_kernels import dispatch, tuning, wkv7
 from jaxlab_kernels.gradients import fold_into_batch
 
 P = problem(length=20, width=16, value_width=32, batch=2, heads=3)
@@ -183,3 +183,18 @@ def test_vmap_of_a_folded_function_folds_into_the_batch():
 def test_tuned_table_is_readable_and_falls_back():
     assert tuning.lookup("a device nobody has", 64, "float32").impl == "xla"
     assert tuning.lookup("cpu", 48, "float32") in tuning.table()["cpu"]["float32"].values()
+
+
+def test_auto_runs_mosaic_only_where_it_fits(monkeypatch):
+    row = tuning.Choice("pallas_mosaic_gpu", 64, 8)
+    monkeypatch.setattr(tuning, "lookup", lambda *_: row)
+
+    def chosen(impl="auto", chunk=None, length=20, dtype=jnp.bfloat16, reset_state=None):
+        inputs = (jax.ShapeDtypeStruct((1, length, 1, 64), dtype),) * 6
+        return dispatch.choose(impl, chunk, inputs, reset_state, jnp.bfloat16, jnp.float32)[:2]
+
+    assert chosen() == chosen("pallas_mosaic_gpu") == ("pallas_mosaic_gpu", 64)
+    assert chosen(length=4)[0] == "scan"
+    assert chosen(reset_state=jnp.zeros((1, 1, 64, 64))) == ("xla", 32)
+    assert chosen(dtype=jnp.float32) == ("xla", 32)  # rounded on the way is not bfloat16
+    assert chosen(chunk=16) == ("xla", 16)
