@@ -41,7 +41,7 @@ def _check(options: GenerateOptions) -> None:
         raise UsageError("name the vocabulary: --vocab FILE, or --vocab bytes")
     if options.tokens < 1:
         raise UsageError(f"tokens: expected at least 1, got {options.tokens}")
-    if options.temperature < 0:
+    if not options.temperature >= 0:  # nor NaN
         raise UsageError(f"temperature: expected at least 0, got {options.temperature:g}")
     if options.top_k < 0:
         raise UsageError(f"top-k: expected at least 0, got {options.top_k}")

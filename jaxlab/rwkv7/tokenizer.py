@@ -48,19 +48,26 @@ class Tokenizer:
             The tokenizer.
 
         Raises:
-            ValueError: a malformed line, a missing or repeated id, a repeated token.
+            ValueError: no UTF-8, no or a malformed line, a missing or repeated id, a repeated
+                token.
         """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected a vocabulary in UTF-8, got other bytes") from error
         table: dict[int, bytes] = {}
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(text.splitlines(), start=1):
             try:
                 index, token = _parse(line)
-            except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number}: expected `id literal length`, got {line!r:.80}"
                 ) from error
             if index in table:
                 raise ValueError(f"{path}, line {number}: id {index} occurs twice")
             table[index] = token
+        if not table:
+            raise ValueError(f"{path}: expected lines of `id literal length`, got none")
         for index in range(1, len(table) + 1):
             if index not in table:
                 raise ValueError(f"{path}: id {index} is missing")

@@ -76,6 +76,7 @@ FILES = ["--weights", "x", "--vocab", "bytes"]
         (["--weights", "bad.pth", "--vocab", "bytes"], "bad.pth: not a .pth archive"),
         (["--weights", "bad.pth", "--vocab", "bad.txt"], "bad.txt, line 1: expected `id literal"),
         ([*FILES, "--temperature", "-1"], "temperature: expected at least 0, got -1"),
+        ([*FILES, "--temperature", "nan"], "temperature: expected at least 0, got nan"),
         ([*FILES, "--top-p", "1.5"], "top-p: expected between 0 and 1, got 1.5"),
         ([*FILES, "--top-k", "-2"], "top-k: expected at least 0, got -2"),
         ([*FILES, "--tokens", "0"], "tokens: expected at least 1, got 0"),

@@ -102,9 +102,19 @@ def test_no_other_function_is_available(tmp_path, attack):
     refused(read_pth, archive(tmp_path / "model.pth", pickled), "refused")
 
 
+PAIRS = b")" + b"q\x00h\x00\x86" * 28  # a pair of a pair of ...: its hash takes 2^28 steps
+
+
 @pytest.mark.parametrize(
     ("name", "pickled", "word"),
     [
+        ("nested key", b"\x80\x02}" + PAIRS + b"Ns.", "not named by a text"),
+        ("nested keys", b"\x80\x02}(" + NAME + b"N" + PAIRS + b"Nu.", "not named by a text"),
+        (
+            "nested argument",
+            b"\x80\x02ccollections\nOrderedDict\n" + PAIRS + b"N\x86\x85\x85R.",
+            "malformed",
+        ),
         (
             "dotted name",
             b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.",
@@ -173,6 +183,39 @@ def test_damaged_archives(tmp_path, tensors):
     refused(rwkv7.load, path, "damaged", "head.weight", "CRC")
 
 
+def test_members_that_cannot_be_read(tmp_path, tensors):
+    path = tmp_path / "model.pth"
+    write_pth(path, tensors)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        at = content.index(b"archive/data/3", file.start_dir) - 46  # its entry in the directory
+    for offset, bit in ((8, 0x20), (8, 0x01), (45, 0x80)):  # patched, encrypted, elsewhere
+        damaged = bytearray(content)
+        damaged[at + offset] ^= bit
+        path.write_bytes(damaged)
+        refused(rwkv7.load, path, "damaged")
+    archive(path, os.urandom(300), compression=zipfile.ZIP_DEFLATED)
+    damaged = bytearray(path.read_bytes())
+    damaged[46] = 0xFF  # the first byte of the deflated pickle
+    path.write_bytes(damaged)
+    refused(rwkv7.load, path, "damaged")
+    write_pth(path, tensors)
+    lazy = read_pth(path)["head.weight"]
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        lazy.read()
+
+
+def test_a_safetensors_header_may_begin_like_a_zip(tmp_path, tensors):
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, tensors)
+    content = path.read_bytes()
+    length, wanted = struct.unpack("<Q", content[:8])[0], 0x4B50  # b"PK" as a length
+    table = content[8 : 8 + length] + b" " * (wanted - length)
+    path.write_bytes(struct.pack("<Q", wanted) + table + content[8 + length :])
+    rwkv7.load(path)
+
+
 def test_other_archives(tmp_path):
     path = tmp_path / "model.pth"
     zeros = bytes(16)
@@ -182,6 +225,8 @@ def test_other_archives(tmp_path):
     refused(read_pth, path, "missing or incomplete")
     archive(path, pickled_tensor(), {"data/0": zeros, "byteorder": b"big"})
     refused(read_pth, path, "big-endian")
+    archive(path, pickled_tensor(), {"byteorder": bytes(17)}, zipfile.ZIP_DEFLATED)
+    refused(read_pth, path, "byteorder is larger")
     archive(path, pickled_tensor(), {"data/0": zeros}, zipfile.ZIP_DEFLATED)
     refused(read_pth, path, "compressed")
     archive(path, pickled_tensor(), {"data/0": zeros, "more/data.pkl": b""})

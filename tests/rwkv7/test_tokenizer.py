@@ -31,7 +31,7 @@ def vocabulary(extra=EXTRA):
 def write(tmp_path):
     def write(lines):
         path = tmp_path / "vocab.txt"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return path
 
     return write
@@ -104,6 +104,8 @@ BAD = {
     "no literal": ([*vocabulary(), "266 open('x') 1"], "line 266: expected `id literal length`"),
     "number": ([*vocabulary(), "266 17 2"], "line 266: expected `id literal length`"),
     "short": ([*vocabulary(), "266"], "line 266: expected `id literal length`"),
+    "unhashable": ([*vocabulary(), "266 {[]: 1} 3"], "line 266: expected `id literal length`"),
+    "no line": ([], "expected lines of `id literal length`, got none"),
     "empty": ([*vocabulary(), "266 '' 0"], "id 266 is empty"),
 }
 
@@ -115,6 +117,13 @@ def test_bad_vocabularies_get_one_sentence(write, case):
         Tokenizer.from_file(write(lines))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert "vocab.txt" in str(error.value)
+
+
+def test_a_vocabulary_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(b"1 'a' 1\n\xff")
+    with pytest.raises(ValueError, match=r"vocab\.txt: expected a vocabulary in UTF-8"):
+        Tokenizer.from_file(path)
 
 
 def test_nothing_in_a_vocabulary_is_executed(write, tmp_path):

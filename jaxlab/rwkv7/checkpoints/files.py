@@ -315,7 +315,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         return _read_folder(path)
     with open(path, "rb") as file:
-        is_zip = file.read(2) == b"PK"
+        is_zip = file.read(4) == b"PK\x03\x04"
     if is_zip or path.suffix != ".safetensors":
         return read_pth(path)
     return read_safetensors(path)

@@ -9,9 +9,9 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,8 @@ _STORAGES = {
     "BFloat16Storage": FLOATS["bfloat16"],
 }
 _MAX_PICKLE = 64 << 20  # bytes; a thousand tensors need 0.2 MB
+_MAX_ORDER = 16  # bytes; "little" needs 6
+_LOADERS: dict[int, Any] = pickle._Unpickler.dispatch  # by instruction
 # What a pickled dictionary of tensors consists of. BUILD carries a state dict's version numbers.
 _OPCODES = frozenset((
     "PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MARK", "STOP",
@@ -61,12 +63,34 @@ def _rebuild(
     return _View(storage, offset, shape, strides)
 
 
-class _TensorsOnly(pickle.Unpickler):
-    """Knows ordered dictionaries and tensors; any other name is refused, never looked up."""
+def _ordered() -> OrderedDict[Any, Any]:  # without arguments: their keys would be hashed
+    return OrderedDict()
+
+
+class _TensorsOnly(pickle._Unpickler):
+    """Knows ordered dictionaries and tensors; any other name is refused, never looked up.
+
+    In Python, not in C, because a key must be seen before it is hashed: the hash of n nested pairs
+    of the same pair takes 2^n steps.
+    """
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(_LOADERS)
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        _LOADERS[pickle.SETITEM[0]](self)
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])  # what came after the mark
+        _LOADERS[pickle.SETITEMS[0]](self)
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return _ordered
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild
         if module == "torch" and name in _STORAGES:
@@ -81,6 +105,11 @@ class _TensorsOnly(pickle.Unpickler):
             case ("storage", _StorageType(dtype=dtype), str(key), str(), int(numel)):
                 return _Storage(key, dtype, numel)
         raise CheckpointError("refers to something that is not a storage of floating numbers")
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    if not all(type(key) is str for key in keys):
+        raise CheckpointError("its pickle is malformed (an entry is not named by a text)")
 
 
 def read_pth(path: Path) -> dict[str, Tensor]:
@@ -105,13 +134,17 @@ def read_pth(path: Path) -> dict[str, Tensor]:
             if members[f"{prefix}data.pkl"].file_size > _MAX_PICKLE:
                 raise CheckpointError(f"{path}: its data.pkl is larger than any list of tensors")
             order = f"{prefix}byteorder"
+            if order in members and members[order].file_size > _MAX_ORDER:
+                raise CheckpointError(f"{path}: its byteorder is larger than any word")
             if order in members and archive.read(order) != b"little":
                 raise CheckpointError(f"{path}: big-endian numbers are not supported")
             pickled = archive.read(f"{prefix}data.pkl")
+    except (CheckpointError, FileNotFoundError):
+        raise
     except zipfile.BadZipFile as error:
         raise _not_an_archive(path, error) from error
-    except (RuntimeError, NotImplementedError) as error:  # encrypted or exotically compressed
-        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # encrypted, exotically compressed, or damaged in any way
+        raise CheckpointError(f"{path}: damaged or unsupported ({error})") from error
     return {
         name: _tensor(path, name, view, prefix, members)
         for name, view in _unpickle(path, pickled).items()
@@ -179,7 +212,9 @@ def _tensor(
         try:
             with zipfile.ZipFile(path) as archive:
                 flat = np.frombuffer(archive.read(info), storage.dtype)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever a damaged archive makes the reader raise
             raise CheckpointError(f"{path}: damaged: {name!r} ({error})") from error
         steps = tuple(stride * itemsize for stride in strides)
         if not math.prod(shape):
