@@ -104,6 +104,8 @@ def test_curve_plot_counts_diverged_seeds():
     dead = np.full((6, 3), np.nan)
     figure = curve_plot(np.arange(3), {"a": scores, "b": dead}, title="", x_label="", y_label="")
     assert "7 diverged" in texts(figure) and "all seeds diverged" in texts(figure)
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "a")
+    np.testing.assert_allclose(line.get_ydata(), 1)  # of the seeds that live, to the end
     png(figure)
 
 
