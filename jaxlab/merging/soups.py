@@ -16,7 +16,7 @@ Tree = TypeVar("Tree")
 class Average(NamedTuple):
     """A running mean of models."""
 
-    mean: PyTree  # float32, or float64 for float64 models
+    mean: PyTree  # floats in float32, or float64 for float64 models; other leaves as the last had
     seen: Int[Array, ""]
 
 
@@ -100,15 +100,21 @@ def average_init(params: PyTree) -> Average:
     Reference:
         Izmailov et al. 2018, Averaging weights leads to wider optima, eq. 3.
     """
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, math_dtype(x)), params)
-    return Average(zeros, jnp.zeros((), jnp.int32))
+
+    def zeros(x: Array) -> Array:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.zeros(x.shape, math_dtype(x) if floating else x.dtype)
+
+    return Average(jax.tree.map(zeros, params), jnp.zeros((), jnp.int32))
 
 
 def average_update(average: Average, params: PyTree) -> Average:
-    """Takes one more model into the mean."""
+    """Takes one more model into the mean; leaves that are not floating become its own."""
     count = average.seen + 1
 
     def move(mean: Array, x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
         return mean + (x.astype(mean.dtype) - mean) / count.astype(mean.dtype)
 
     return Average(jax.tree.map(move, average.mean, params), count)
@@ -125,10 +131,12 @@ def ema_update(mean: Tree, params: Tree, decay: ArrayLike, step: ArrayLike | Non
             (1 + step) / (10 + step), so that the start is forgotten quickly.
 
     Returns:
-        The new average, in the average's dtypes.
+        The new average, in the average's dtypes; leaves that are not floating are the model's.
     """
 
     def move(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
         dtype = math_dtype(old)
         rate = jnp.asarray(decay).astype(dtype)
         if step is not None:

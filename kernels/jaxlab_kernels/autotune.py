@@ -138,11 +138,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, default in (("batch", 8), ("length", 512), ("heads", 4), ("repeats", 10)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=measure.positive, default=default)
     parser.add_argument("--width", nargs="+", type=int, default=list(dispatch.PALLAS_WIDTHS))
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtype", nargs="+", choices=LARGEST_ERROR, default=list(LARGEST_ERROR))
     parser.add_argument("--out", type=Path, default=tuning.TABLE)
     options = parser.parse_args(argv)
+    largest = max(c.chunk for c in candidates(dispatch.default_device().platform))
+    if options.length % largest:
+        expected = f"a multiple of {largest}, the largest chunk"
+        parser.error(f"argument --length: must be {expected}, got {options.length}")
     rows = []
     for width, dtype in itertools.product(options.width, options.dtype):
         workload = Workload(options.batch, options.length, options.heads, width, dtype)

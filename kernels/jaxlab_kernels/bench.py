@@ -97,11 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, default in (("batch", 8), ("length", 256), ("heads", 2), ("width", 64)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=measure.positive, default=default)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--impl", nargs="+", default=["scan", "xla", "xla_ad", *kernels])
     parser.add_argument("--chunk", nargs="+", type=int, default=[16, 32, 64], choices=CHUNKS)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=measure.positive, default=20)
     parser.add_argument("--no-peers", action="store_true")
     options = parser.parse_args(argv)
     workload = Workload(options.batch, options.length, options.heads, options.width, options.dtype)

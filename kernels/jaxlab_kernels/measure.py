@@ -1,6 +1,6 @@
 """How the benchmark and the tuner measure: inputs, programs, times, errors."""
 
-import statistics
+import argparse
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -56,6 +56,13 @@ def training(f: Callable) -> Callable:
     return both
 
 
+def positive(text: str) -> int:
+    """A command's number that must be at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def median_ms(call: Callable[[], object], repeats: int = 20) -> tuple[float, float]:
     """Milliseconds of a call that returns when it is done.
 
@@ -72,8 +79,8 @@ def median_ms(call: Callable[[], object], repeats: int = 20) -> tuple[float, flo
         start = time.perf_counter()
         call()
         times.append((time.perf_counter() - start) * 1e3)
-    lower, middle, upper = statistics.quantiles(times, n=4)
-    return middle, upper - lower
+    lower, middle, upper = np.percentile(times, (25, 50, 75))
+    return float(middle), float(upper - lower)
 
 
 def time_jax(f: Callable, inputs: Tokens, repeats: int = 20) -> tuple[float, float]:

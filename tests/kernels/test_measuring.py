@@ -73,6 +73,28 @@ def test_the_tuned_row_is_what_auto_runs(tmp_path, monkeypatch, capsys):
         tuning.table.cache_clear()
 
 
+def test_a_single_repeat_has_no_spread():
+    assert measure.median_ms(lambda: None, 1)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        (bench, ["--repeats", "0"], "argument --repeats: must be at least 1, got 0"),
+        (
+            autotune,
+            ["--length", "100"],
+            "--length: must be a multiple of 64, the largest chunk",
+        ),
+        (autotune, ["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+    ],
+)
+def test_sizes_that_cannot_be_measured_are_refused(command, options, message, capsys):
+    with pytest.raises(SystemExit):
+        command.main(options)
+    assert message in capsys.readouterr().err
+
+
 def test_a_wrong_candidate_is_left_out(monkeypatch):
     candidates = [autotune.Candidate("wrong", 16), autotune.Candidate("xla", 16)]
     monkeypatch.setattr(autotune, "candidates", lambda platform: candidates)

@@ -83,6 +83,7 @@ def test_distances_between_fronts_and_wins():
     assert pareto.pareto_pick(front, jnp.asarray([0.0, 1.0])) == 0
     assert pareto.pareto_pick(points, 1.0) == 2
     assert pareto.pareto_pick(points, 1.0, valid) == 0
+    assert pareto.pareto_pick(points.at[2, 0].set(jnp.nan), 1.0) == 0
 
 
 def test_reference_directions():

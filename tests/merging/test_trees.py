@@ -103,6 +103,15 @@ def test_soups():
     np.testing.assert_allclose(early, 0.9 * stacked[2], rtol=1e-6)
 
 
+def test_averages_along_a_run_take_counters_as_they_are():
+    big = 2**24 + 1  # no float32
+    model = {"step": jnp.int32(big), "w": jnp.float32(2)}
+    average = merging.average_update(merging.average_init(model), model)
+    assert average.mean == model and average.mean["step"].dtype == jnp.int32
+    start = {"step": jnp.int32(3), "w": jnp.float32(0)}
+    assert merging.ema_update(start, model, 0.5) == {"step": big, "w": 1.0}
+
+
 def test_counters_are_copied_where_equal_and_refused_otherwise():
     big = 2**24 + 1  # no float32
     models = {"step": jnp.full(2, big), "w": jnp.asarray([1.0, 2.0])}

@@ -220,10 +220,11 @@ def pareto_pick(
         valid: points that count.
 
     Returns:
-        Its index.
+        Its index; a point with an objective that is NaN is never liked best.
     """
     score = values @ jnp.broadcast_to(jnp.asarray(preference).astype(values.dtype), values.shape[1])
-    return jnp.argmax(score if valid is None else jnp.where(valid, score, -jnp.inf))
+    counts = ~jnp.isnan(score) if valid is None else valid & ~jnp.isnan(score)
+    return jnp.argmax(jnp.where(counts, score, -jnp.inf))
 
 
 def _distances(a: Float[Array, "n m"], b: Float[Array, "k m"]) -> Float[Array, "n k"]:
