@@ -85,11 +85,12 @@ def _reading(records: Sequence[Record]) -> str:
     return (
         '<p class="small">Bars are two-sided intervals over seeds, divided by each part\'s '
         "threshold, so that 1 (dashed) is the common line; for a margin of non-inferiority or an "
-        "upper bound the distance to the limit is shown in the same unit, and for an equivalence "
-        "the shaded band is the margin. Each verdict stands at its own level. If every effect "
-        f"lay just below its threshold, at most <b>{number(expected)}</b> false "
-        f"“reproduced” would be expected among these {len(records)}; q is the "
-        "Benjamini-Hochberg value of the one-sided tests against the thresholds.</p>"
+        "upper bound the distance to the limit is shown in the same unit, for a threshold of 0 in "
+        "half intervals, and for an equivalence the shaded band is the margin. Each verdict stands "
+        "at its own level. If every effect lay just below its threshold, at most "
+        f"<b>{number(expected)}</b> false “reproduced” would be expected among these "
+        f"{len(records)}; q is the Benjamini-Hochberg value of the one-sided tests against the "
+        "thresholds.</p>"
     )
 
 

@@ -76,6 +76,32 @@ def test_interval_plot_draws_the_given_limits():
     assert png(figure).startswith(b"\x89PNG")
 
 
+def test_interval_plot_says_its_unit_where_the_threshold_is_zero():
+    zero, other = (row("superiority", 1.0, 0.5, 1.5, threshold) for threshold in (0.0, 0.5))
+    words = "half the interval"
+    assert words in texts(interval_plot([other, zero], title="t", caption="20 seeds"))
+    equal = row("equivalence", 0.0, 0.0, 0.0, 0.1)
+    assert words not in texts(interval_plot([other, equal], title="t", caption="20 seeds"))
+
+
+def test_a_long_y_label_stays_clear_of_the_small_print():
+    label = "dominated volume, share of the box up to the own models"
+    scores = {f"an arm with a long name, {i}": np.ones((6, 3)) * i for i in range(10)}
+    figure = curve_plot(np.arange(2, 5), scores, title="T", x_label="X", y_label=label)
+    png(figure)  # lays it out
+    (axes,) = figure.axes
+    caption, beside = figure._supxlabel.get_window_extent(), axes.yaxis.label.get_window_extent()
+    assert beside.y0 > caption.y1 and beside.y1 < figure.bbox.y1
+
+
+def test_ticks_of_counts_are_whole():
+    figure = curve_plot(
+        np.arange(2, 5), {"a": np.ones((6, 3))}, title="T", x_label="tasks", y_label="Y"
+    )
+    png(figure)
+    assert all(tick == round(tick) for tick in figure.axes[0].get_xticks())
+
+
 @pytest.mark.parametrize(("n", "words"), [(3, ("mean", "Student", "thin")), (12, ("Yuen",))])
 def test_curve_plot_says_what_it_draws(n, words):
     x = np.arange(4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MIN_SEEDS_FOR_IQM = 5  # below, Yuen's interval does not exist
 MAX_SEEDS_DRAWN_SINGLY = 10
+LETTERS_OF_Y_LABEL = 48  # more in one line would run into the small print, or out of the figure
 
 
 def _pointwise(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,7 +105,9 @@ def curve_plot(
                 path_effects=halo(),
             )
         axes.margins(x=0.01)
-        axes.set(xlabel=x_label, ylabel=y_label)
+        if (x == np.round(x)).all():  # there are no 2.25 tasks
+            axes.locator_params(axis="x", integer=True)
+        axes.set(xlabel=x_label, ylabel=textwrap.fill(y_label, LETTERS_OF_Y_LABEL))
         title_and_legend(figure, axes, title)
         counts = [len(values) for values in arms.values()]
         add_caption(figure, _what_is_drawn(counts, failed, level))

@@ -114,7 +114,9 @@ def interval_plot(rows: Sequence[IntervalRow], *, title: str, caption: str = "")
         axes.set_ylim(len(rows) - 0.45, -0.65)
         axes.set_xlabel("effect / threshold (dashed line: the threshold)")
         axes.set_title(title)
-        add_caption(figure, caption)
+        if any(r.kind != "equivalence" and r.threshold == 0 for r in rows):
+            caption += "\nA threshold of 0 is at 1 too; the unit is then half the interval."
+        add_caption(figure, caption.strip())
         return figure
 
 
