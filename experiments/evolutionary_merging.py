@@ -5,7 +5,8 @@ takes through the layers of the sources (data-flow space), finds a model that be
 and the best recipe set by hand from as many tries, on a task that needs skills of two sources.
 
 Every arm tries the same number of models on one set of examples; the best of them is judged on
-another. A recipe by hand has one scale and one density for all models and layers.
+another. A path on top of a merge has as many tries again. A recipe by hand has one scale and one
+density for all models and layers.
 
 Reference: Akiba, Shing, Tang, Sun, Ha (2025), Evolutionary Optimization of Model Merging Recipes,
 Nature Machine Intelligence.
@@ -31,6 +32,7 @@ from jaxlab.stats import (
     decide,
     evaluation_seeds,
     guards,
+    iqm,
 )
 
 from . import _evolutionary_search as es
@@ -217,7 +219,9 @@ def judge(
 def _curves(config: Config, scores: Scores) -> tuple[Curves, ...]:
     """Best score so far against the number of models tried, and the test score of that model."""
     shown = [arm for arm in es.ARMS if arm not in (es.AGAIN, *es.HAND)]
-    lines = {arm: float(np.mean(final(scores, arm))) for arm in (BEST_SOURCE, BEST_HAND, UPPER)}
+    # As the curves are drawn, so that heights compare.
+    lines = {arm: float(iqm(final(scores, arm))) for arm in (BEST_SOURCE, BEST_HAND, UPPER)}
+    named = {es.BOTH: f"{es.BOTH} ({config.search.evaluations} more)"}
     count = scores[f"test/{shown[0]}"].shape[1]
     tried = config.search.evaluations * np.arange(1, count + 1) / count
     return tuple(
@@ -227,7 +231,7 @@ def _curves(config: Config, scores: Scores) -> tuple[Curves, ...]:
             "models tried",
             "share of pairs right in both tasks",
             tried,
-            {arm: scores[f"{what}/{arm}"] for arm in shown},
+            {named.get(arm, arm): scores[f"{what}/{arm}"] for arm in shown},
             lines if what == "test" else {},
         )
         for what, title in (

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxlab import merging
 from jaxlab.report import discover, load_program
@@ -140,6 +141,18 @@ def test_verdicts_follow_the_scores():
     assert (best[:8] == 0.1).all() and (best[8:] > 0.4).all()
     sources = experiment.final(scores, experiment.BEST_SOURCE)
     np.testing.assert_array_equal(sources, np.maximum(scores["source 1"], scores["source 2"]))
+
+
+def test_curves_compare_like_with_like():
+    scores = made_up()
+    scores[f"test/{es.ONE}"][:4] -= 0.4
+    for arm in es.HAND:
+        scores[f"test/{arm}"] = scores[f"test/{es.ONE}"]
+    _, test = experiment.judge(SMALL, scores, tuple(range(1000, 1032)), {}).curves
+    drawn = scipy.stats.trim_mean(test.scores[es.ONE][:, -1], 0.25)  # as curves are
+    assert test.lines[experiment.BEST_HAND] == pytest.approx(drawn, rel=1e-6)
+    # What has 640 more tries behind it says so.
+    assert f"{es.BOTH} (640 more)" in test.scores and es.BOTH not in test.scores
 
 
 def test_guards_speak():
