@@ -39,7 +39,8 @@ class Config:
     records: int = 8  # of the best model so far on the test set
 
     def __post_init__(self) -> None:
-        """Refuses records and grids that do not fit."""
+        """Refuses records and grids that do not fit, and populations that cannot evolve."""
+        cma.CMAConfig(self.population)
         if self.generations % self.records:
             raise ValueError(
                 f"generations: expected a multiple of {self.records}, got {self.generations}"

@@ -50,7 +50,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses what is not whole."""
-        for name, parts in (("steps", self.slices), ("depth", self.factor), ("slices", 2)):
+        whole = {"steps": self.slices, "depth": self.factor, "slices": 2, "batch": len(gm.SOURCES)}
+        for name, parts in whole.items():
             if getattr(self, name) % parts:
                 raise ValueError(
                     f"{name}: expected a multiple of {parts}, got {getattr(self, name)}"

@@ -35,6 +35,16 @@ class Config:
     study: runs.Config = field(default_factory=runs.Config)
     smoke: bool = False  # too short to judge
 
+    def __post_init__(self) -> None:
+        """Refuses to tune at depths that the padded models have no room for."""
+        if not self.factors:
+            raise ValueError("factors: expected at least one")
+        if len(self.factors) > 1 and max(self.tuning_depths, default=0) > self.study.room:
+            raise ValueError(
+                f"tuning_depths: expected at most {self.study.room}, the deepest of study.depths, "
+                f"got {self.tuning_depths}"
+            )
+
 
 Results = dict[str, np.ndarray]  # "what/arm/depth" or the name of a fact -> [seeds]
 
@@ -182,8 +192,9 @@ def facts(config: Config) -> dict[str, float]:
         config: sizes.
 
     Returns:
-        "token_entropy" of what the solver writes, in nats, and "cost_ratio": FLOPs of all depths by
-        the gene, the auxiliary model's included, over those from scratch for five times as long.
+        "token_entropy" of what the solver writes, in nats; "cost_ratio": FLOPs of all depths by the
+        gene, the auxiliary model's included, over those from scratch for five times as long; and
+        "teacher_ratio": the teacher's over the same.
     """
     cost = runs.total_costs(config.study)
     return {

@@ -56,12 +56,13 @@ class Config:
             ("short", self.blocks),
             ("teacher_steps", self.parts),
             ("aux_steps", self.parts),
+            ("batch", len(gm.SOURCES)),
         ):
             if getattr(self, name) % count:
                 raise ValueError(
                     f"{name}: expected a multiple of {count}, got {getattr(self, name)}"
                 )
-        if any(depth % STACKED for depth in self.depths):
+        if not self.depths or any(depth % STACKED for depth in self.depths):
             raise ValueError(f"depths: expected multiples of {STACKED}, got {self.depths}")
 
     @property

@@ -49,15 +49,25 @@ class Config:
     smoke: bool = False  # too short to judge
 
     def __post_init__(self) -> None:
-        """Refuses steps that are not whole updates, and sizes beyond the tasks."""
+        """Refuses steps that are not whole updates, and sizes that do not fit each other."""
         for name in ("pretrain_steps", "finetune_steps"):
             if getattr(self, name) % self.training_updates:
                 raise ValueError(
                     f"{name}: expected a multiple of {self.training_updates}, "
                     f"got {getattr(self, name)}"
                 )
+        if not self.sizes:
+            raise ValueError("sizes: expected at least one")
         if max(self.sizes) > self.nested:
             raise ValueError(f"sizes: expected at most nested={self.nested}, got {self.sizes}")
+        pareto.EvolutionConfig(self.population, self.generations)  # refuses odd populations
+        if self.front > self.population:
+            # Direct search would get more models on top than the front has.
+            raise ValueError(
+                f"front: expected at most population={self.population}, got {self.front}"
+            )
+        if any(points < 2 for points in self.oracle):
+            raise ValueError(f"oracle: expected at least 2 points each, got {self.oracle}")
 
     @property
     def world(self) -> tv.World:

@@ -65,6 +65,15 @@ class Config:
     )
     smoke: bool = False  # too short to judge
 
+    def __post_init__(self) -> None:
+        """Refuses growth that no run comes to: its arm would be a small model to the end."""
+        for name in ("factors", "starts", "studies"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one")
+        last = min(study.slices for study in self.studies) - 1
+        if not all(0 < start <= last for start in self.starts):
+            raise ValueError(f"starts: expected slices from 1 to {last}, got {self.starts}")
+
 
 _TINY = runs.Config(width=16, head_size=8, depth=4, factor=2, batch=4, steps=8, slices=4, fade=1)
 PRESETS = {

@@ -67,7 +67,12 @@ class Config:
     smoke: bool = False  # too short to judge
 
     def __post_init__(self) -> None:
-        """Refuses steps that are not whole blocks, and exact mode on shared devices."""
+        """Refuses partial blocks, texts without a window, and exact mode on shared devices."""
+        if not self.learning_rates:
+            raise ValueError("learning_rates: expected at least one")
+        if self.text < self.context + 2:
+            # A window would run beyond the text, and be filled with its last byte.
+            raise ValueError(f"text: expected at least context + 2 bytes, got {self.text}")
         for name in ("steps", "tuning_steps"):
             if getattr(self, name) % self.block:
                 raise ValueError(
@@ -262,6 +267,7 @@ def make(config: Config, arm: str, text: Text, steps: int) -> ensemble.Experimen
 
 def claims(config: Config) -> tuple[Claim, ...]:
     """What is claimed, fixed before the run."""
+    model = model_config(config)  # refuses sizes that do not fit
     return (
         Claim(
             name="bits per byte",
@@ -287,7 +293,7 @@ def claims(config: Config) -> tuple[Claim, ...]:
                 ("evaluation seeds", "from 1000"),
                 ("steps", config.steps),
                 ("bytes per step", config.batch * config.context),
-                ("model", f"L{config.n_layer} C{config.n_embd}"),
+                ("model", f"L{model.n_layer} C{model.n_embd}"),
             ),
         ),
     )

@@ -165,6 +165,8 @@ def test_guards_speak():
     assert failed == {guard.name for guard in experiment.claims(SMALL)[0].guards}
     with pytest.raises(ValueError, match="generations: expected a multiple of 8, got 20"):
         es.Config(generations=20)
+    with pytest.raises(ValueError, match="population: expected at least 4, got 2"):
+        es.Config(population=2, generations=32)
 
 
 @pytest.mark.slow

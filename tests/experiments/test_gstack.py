@@ -206,6 +206,13 @@ def test_guards_speak():
     assert failed == {guard.name for guard in gstack.claims(FOUR)[0].guards}
     with pytest.raises(ValueError, match="depth: expected a multiple of 3, got 8"):
         runs.Config(factor=3)
+    with pytest.raises(ValueError, match="batch: expected a multiple of 2, got 3"):
+        runs.Config(batch=3)  # lines come in equal parts of two sources
+    for starts in ((2, 20), (0, 2)):
+        with pytest.raises(ValueError, match="starts: expected slices from 1 to 19, got"):
+            replace(SMALL, starts=starts)
+    with pytest.raises(ValueError, match="factors: expected at least one"):
+        replace(SMALL, factors=())
 
 
 @pytest.mark.slow

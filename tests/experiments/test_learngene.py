@@ -192,6 +192,13 @@ def test_guards_speak():
     assert {name for name, outcome in found.items() if not outcome[0]} == names
     with pytest.raises(ValueError, match=r"depths: expected multiples of 2, got \(3,\)"):
         runs.Config(depths=(3,))
+    with pytest.raises(ValueError, match="batch: expected a multiple of 2, got 3"):
+        runs.Config(batch=3)
+    # A model of 8 layers would be cut to 6, and its rate be that of another model.
+    shallow = replace(SMALL.study, depths=(2, 4, 6))
+    with pytest.raises(ValueError, match="tuning_depths: expected at most 6"):
+        replace(SMALL, study=shallow)
+    assert replace(SMALL, study=shallow, tuning_depths=(2, 6)).study.room == 6
 
 
 @pytest.mark.slow

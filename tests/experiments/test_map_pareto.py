@@ -33,8 +33,15 @@ def test_budgets_and_grids(experiment, world):
     names = world.result_names(config)
     assert "volume/oracle/3" in names and "volume/oracle/4" not in names
     assert len(set(names)) == len(names)
-    with pytest.raises(ValueError, match="sizes: expected at most nested=3"):
-        replace(config, nested=3)
+    for wrong, words in (
+        ({"nested": 3}, "sizes: expected at most nested=3"),
+        ({"sizes": ()}, "sizes: expected at least one"),
+        ({"population": 13, "front": 6}, "population: expected an even number"),
+        ({"population": 50}, "front: expected at most population=50, got 100"),
+        ({"oracle": (0,)}, "oracle: expected at least 2 points each"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            replace(config, **wrong)
 
 
 def test_radii_of_a_front(world):

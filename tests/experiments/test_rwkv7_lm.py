@@ -33,6 +33,18 @@ def test_text_is_cut_by_files_and_windows_are_its_bytes(lm):
     assert 4 < lm._unigram_bits(text) < np.log2(257)
 
 
+def test_sizes_that_do_not_fit_are_refused_before_a_run(lm):
+    config = lm.PRESETS["small"]
+    for wrong, words in (
+        ({"text": 129}, "text: expected at least context"),
+        ({"learning_rates": ()}, "learning_rates: expected at least one"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            replace(config, **wrong)
+    with pytest.raises(ValueError, match="n_embd: expected a multiple of head_size 7"):
+        lm.claims(replace(config, head_size=7))
+
+
 @pytest.mark.slow
 def test_bits_per_byte_at_the_start_are_those_of_a_guess(lm):
     config = lm.PRESETS["smoke"]
