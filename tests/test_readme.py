@@ -1,6 +1,7 @@
 """What the README says is true: its block runs, its commands exist, imports go one way."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -47,6 +48,13 @@ def test_the_lines_on_merging_run():
     names = {"base": base, "one": one, "another": another}
     exec(compile(BLOCKS[3], "README.md", "exec"), names)
     assert names["merged"]["kernel"].shape == (32, 4, 3)
+
+
+def test_every_verdict_but_a_plain_yes_is_explained():
+    notes = (ROOT / "experiments" / "README.md").read_text().partition("## Notes on the record")[2]
+    for path in (ROOT / "experiments" / "results").glob("*/verdict.json"):
+        if json.loads(path.read_text())["status"] != "reproduced":
+            assert f"\n`{path.parent.name}`: " in notes, path.parent.name
 
 
 def test_every_make_target_named_is_there():
