@@ -186,6 +186,18 @@ def test_paired_plot_draws_each_seed():
     png(figure)
 
 
+def test_long_names_of_arms_stay_within_the_figure():
+    names = "evolved per layer and part", "random search per layer and part"
+    arms = np.arange(6.0) + 1, np.arange(6.0)
+    part = row("superiority", 1, 0.5, 1.5, 0.0, "not_reproduced")
+    figure = paired_plot([PairedRow("p", *names, *arms, part)] * 2, title="t")
+    png(figure)  # lays it out
+    for strip in figure.axes[1::2]:
+        label = strip.xaxis.label.get_window_extent()
+        assert label.x1 < figure.bbox.x1 and label.x0 > figure.axes[0].get_window_extent().x1
+        assert "".join(strip.get_xlabel().split("\n")).endswith("(≥ 0)")
+
+
 def test_profile_plot_is_the_share_above():
     scores = {"a": np.arange(10.0), "b": np.ones((4, 2))}
     taus = np.array([-1.0, 4.5, 9.0])

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+LETTERS_OF_X_LABEL = 72  # more in one line would leave the figure
+
+
 class PairedRow(NamedTuple):
     """One comparison of two arms on the same seeds, in the units of its metric."""
 
@@ -90,4 +93,5 @@ def _draw_differences(axes: Axes, row: PairedRow, difference: np.ndarray) -> Non
     axes.set_ylim(0, 1)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(f"{row.treatment_name} - {row.control_name}, {status_words(ci)}", fontsize=8.5)
+    words = f"{row.treatment_name} - {row.control_name}, {status_words(ci)}"
+    axes.set_xlabel(textwrap.fill(words, LETTERS_OF_X_LABEL), fontsize=8.5)
