@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from jaxlab.report import Program, Record
     from jaxlab.stats import Claim
 
+HELP = """usage: jaxlab run NAME [--preset small] [options]
+
+  jaxlab list              the names, and their presets
+  jaxlab run NAME --help   every option of an experiment
+"""
 SIGTERM_STATUS, SIGINT_STATUS = 143, 130
 _MOST_CPU_DEVICES = 8  # members are few: studies have 16 seeds or more
 
@@ -32,13 +37,16 @@ def main(words: Sequence[str]) -> int:
         words: what was typed after `run`: the name, then options.
 
     Returns:
-        0 when the run ended, whatever the verdict.
+        0 when the run ended, whatever the verdict, and after help.
 
     Raises:
         UsageError: unknown name, preset or option, or a folder that belongs to another run, cannot
             be written or holds checkpoints that cannot be used.
         SystemExit: interrupted, after saying how to go on.
     """
+    if words and words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
     from jaxlab.ensemble import CheckpointError
     from jaxlab.report import RegistrationError, configs, provenance, register
     from jaxlab.report.registration import checkpoints
@@ -105,7 +113,7 @@ def _find(words: Sequence[str]) -> Program:
     from jaxlab.report import discover, load_program
 
     found = discover()
-    if not words or words[0] in ("-h", "--help"):
+    if not words:
         raise UsageError(f"name an experiment: jaxlab run NAME, one of: {', '.join(found)}")
     if words[0] not in found:
         raise unknown("experiment", words[0], found)

@@ -86,6 +86,8 @@ def parse(options_type: type[T], words: Sequence[str], default: Any, prog: str, 
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if rest and not rest[0].startswith("-"):
+        raise UsageError(f"unexpected word {rest[0]!r}; options are in {prog} --help")
     if rest:
         raise unknown("option", rest[0].partition("=")[0], flag_names(default))
     return options

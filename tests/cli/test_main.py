@@ -13,6 +13,8 @@ def test_help_and_version(capsys):
     for words in ([], ["--help"], ["-h"], ["help"]):
         assert main(words) == 0
         assert "jaxlab run NAME" in capsys.readouterr().out
+    assert main(["run", "--help"]) == 0
+    assert "jaxlab run NAME --help" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"jaxlab {jaxlab.__version__}\n"
 
@@ -30,6 +32,10 @@ def test_help_and_version(capsys):
         (
             ["run", "fake", "--shift.sise=3"],
             "unknown option '--shift.sise'; did you mean '--shift.size'?",
+        ),
+        (
+            ["run", "fake", "extra"],
+            "unexpected word 'extra'; options are in jaxlab run fake --help",
         ),
         (["run", "fake", "--resum"], "unknown option '--resum'; did you mean '--resume'?"),
         (["run", "fake", "--seeds", "0"], "seeds: expected at least 1, got 0"),

@@ -93,11 +93,13 @@ def test_an_empty_folder_to_be_in_is_an_output(project, monkeypatch):
         (["merge.yml", "."], r"\. exists already"),
         (["merge.yml", "out", "--memori", "1G"], "unknown option '--memori'; did you mean"),
         (["broken.yml", "out"], "broken.yml: unknown merge_method 'tis'; did you mean 'ties'?"),
+        (["torn.yml", "out"], "torn.yml: no readable YAML: while parsing"),
         (["absent.yml", "out"], "model 'x' is no folder here or beside absent.yml"),
     ],
 )
 def test_mistakes_get_one_sentence_and_leave_nothing(project, capsys, words, sentence):
     (project / "broken.yml").write_text("merge_method: tis\nmodels: [{model: a}]")
+    (project / "torn.yml").write_text("models: [{model: a},\n")
     (project / "absent.yml").write_text("merge_method: linear\nmodels: [{model: x}]")
     before = {p.name for p in project.iterdir()}
     assert main(["merge", *words]) == 2

@@ -114,7 +114,7 @@ def parse_recipe(text: str) -> Recipe:
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise MergeError(f"no readable YAML: {error}") from error
+        raise MergeError(f"no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise MergeError(f"expected keys such as merge_method and models, got {data!r}")
     _check_keys(data, KEYS, "a recipe")
