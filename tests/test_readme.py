@@ -57,6 +57,14 @@ def test_every_verdict_but_a_plain_yes_is_explained():
             assert f"\n`{path.parent.name}`: " in notes, path.parent.name
 
 
+def test_records_of_changed_code_are_named():
+    notes = (ROOT / "experiments" / "README.md").read_text().split("\n\n")
+    for path in (ROOT / "experiments" / "results").glob("*/verdict.json"):
+        if json.loads(path.read_text())["git"]["dirty"]:
+            (note,) = [n for n in notes if n.startswith(f"`{path.parent.name}`: ")]
+            assert "local changes" in note.replace("\n", " "), path.parent.name
+
+
 def test_every_make_target_named_is_there():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.M)):

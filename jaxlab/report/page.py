@@ -12,7 +12,7 @@ from typing import Any
 from jaxlab.report import configs, multiplicity
 from jaxlab.report.board import badge, board
 from jaxlab.report.record import Part, Record
-from jaxlab.report.summary import STATUS_WORDS, criterion, duration, interval, number
+from jaxlab.report.summary import STATUS_WORDS, criterion, duration, interval, number, seeds
 
 
 def render(stored: Sequence[tuple[Path, Record]]) -> str:
@@ -122,7 +122,7 @@ def _overview(records: Sequence[Record], anchors: Sequence[str], q: Sequence[flo
             badge(r.status),
             number(multiplicity.p_value(r)),
             number(value),
-            str(r.seeds),
+            seeds(r.parts),
             escape(duration(r.wall_seconds)),
         ]
         for r, anchor, value in zip(records, anchors, q)

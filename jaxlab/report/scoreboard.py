@@ -7,7 +7,15 @@ from pathlib import Path
 
 from jaxlab.report import files, multiplicity
 from jaxlab.report.record import Record
-from jaxlab.report.summary import STATUS_WORDS, SYMBOLS, criterion, duration, interval, number
+from jaxlab.report.summary import (
+    STATUS_WORDS,
+    SYMBOLS,
+    criterion,
+    duration,
+    interval,
+    number,
+    seeds,
+)
 
 BEGIN = "<!-- scoreboard:begin (written by `jaxlab report`) -->"
 END = "<!-- scoreboard:end -->"
@@ -58,7 +66,7 @@ def table(records: Sequence[Record]) -> str:
             _cell(setting),
             verdict,
             effects,
-            str(record.seeds),
+            seeds(record.parts),
             number(q),
             _cell(f"{duration(record.wall_seconds)}, {where}"),
         ]

@@ -73,6 +73,12 @@ def interval(verdict: Verdict) -> str:
     return f"{number(verdict.estimate)} [{number(verdict.low)}, {number(verdict.high)}]"
 
 
+def seeds(parts: Sequence[Part]) -> str:
+    """How many seeds the required parts have: "20", or "16 to 20" if they differ."""
+    counts = sorted({part.verdict.n for part in parts if part.claim.required})
+    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "–"
+
+
 def criterion(claim: Claim) -> str:
     """What the interval has to do."""
     size = number(claim.threshold)

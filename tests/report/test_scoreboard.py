@@ -21,6 +21,17 @@ def test_cells_cannot_break_the_table(record):
     assert "<c>" not in row
 
 
+def test_parts_on_fewer_seeds_are_not_counted_as_the_others(record):
+    def cell(parts):
+        row = scoreboard.table([dataclasses.replace(record, parts=tuple(parts))]).splitlines()[2]
+        return row.split(" | ")[5]
+
+    first = record.parts[0]
+    fewer = dataclasses.replace(first, verdict=dataclasses.replace(first.verdict, n=16))
+    aside = dataclasses.replace(fewer, claim=dataclasses.replace(first.claim, required=False))
+    assert cell([first, aside]) == "17" and cell([first, fewer]) == "16 to 17"
+
+
 def test_update_touches_only_what_stands_between_the_markers(record, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# top\n{scoreboard.BEGIN}\nstale text\n{scoreboard.END}\nbottom | <x>\n")
