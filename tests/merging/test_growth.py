@@ -58,6 +58,9 @@ def test_orders_of_layers():
     equal(growth.stack(LAYERS, 1), LAYERS)
     # A copy of the first layer takes what the first layer never learned from the second.
     lent = growth.stack(LAYERS, 2, borrowed="^b$")
+    # Where they repeat the whole stack, other operators lend as well.
+    equal(growth.gradual(LAYERS, 3, borrowed="^b$"), lent)
+    equal(growth.solar(LAYERS, 0, borrowed="^b$"), lent)
     assert lent["b"].tolist() == [10, 11, 12, 11, 11, 12]
     assert lent["w"][:, 0].tolist() == [0, 1, 2, 0, 1, 2]
     for call in (

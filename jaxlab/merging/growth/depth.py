@@ -49,12 +49,13 @@ def interleave(layers: Layers, factor: int, *, borrowed: str | None = None) -> L
     return take_layers(layers, np.repeat(np.arange(depth_of(layers)), _factor(factor)), borrowed)
 
 
-def gradual(layers: Layers, new_layers: int) -> Layers:
+def gradual(layers: Layers, new_layers: int, *, borrowed: str | None = None) -> Layers:
     """Repeats the last layers once, one stage of gradual stacking: 0 1 2 3 2 3.
 
     Args:
         layers: trained layers.
         new_layers: how many, at most l.
+        borrowed: as for `stack`; counts where layer 0 is repeated too.
 
     Returns:
         l + new_layers layers.
@@ -64,15 +65,17 @@ def gradual(layers: Layers, new_layers: int) -> Layers:
     """
     depth = depth_of(layers)
     _check_count("new_layers", new_layers, depth)
-    return take_layers(layers, np.r_[np.arange(depth), np.arange(depth - new_layers, depth)])
+    order = np.r_[np.arange(depth), np.arange(depth - new_layers, depth)]
+    return take_layers(layers, order, borrowed)
 
 
-def solar(layers: Layers, drop: int) -> Layers:
+def solar(layers: Layers, drop: int, *, borrowed: str | None = None) -> Layers:
     """Two copies, the first without its last and the second without its first layers.
 
     Args:
         layers: trained layers.
         drop: how many are left out of each copy, m.
+        borrowed: as for `stack`; counts where nothing is left out.
 
     Returns:
         2 (l - m) layers.
@@ -82,7 +85,7 @@ def solar(layers: Layers, drop: int) -> Layers:
     """
     depth = depth_of(layers)
     _check_count("drop", drop, depth - 1)
-    return take_layers(layers, np.r_[np.arange(depth - drop), np.arange(drop, depth)])
+    return take_layers(layers, np.r_[np.arange(depth - drop), np.arange(drop, depth)], borrowed)
 
 
 def identity_depth(
