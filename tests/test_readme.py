@@ -57,6 +57,22 @@ def test_every_verdict_but_a_plain_yes_is_explained():
             assert f"\n`{path.parent.name}`: " in notes, path.parent.name
 
 
+def test_intervals_in_the_notes_are_those_of_the_records():
+    elsewhere = {"-0.093 [-0.209, 0.023]", "0.003 [-0.017, 0.023]"}  # an earlier run's, a guard's
+    notes = (ROOT / "experiments" / "README.md").read_text().split("\n\n")
+    found = set()
+    for path in (ROOT / "experiments" / "results").glob("*/verdict.json"):
+        stored = set()
+        for part in json.loads(path.read_text())["parts"]:
+            numbers = (part["verdict"][key] for key in ("estimate", "low", "high"))
+            stored.add("{:.3f} [{:.3f}, {:.3f}]".format(*numbers))
+        for note in (n for n in notes if n.startswith(f"`{path.parent.name}`: ")):
+            told = set(re.findall(r"-?\d\.\d+ \[.*?\]", note.replace("\n", " "))) - elsewhere
+            assert told <= stored, path.parent.name
+            found |= told
+    assert len(found) >= 5
+
+
 def test_records_of_changed_code_are_named():
     notes = (ROOT / "experiments" / "README.md").read_text().split("\n\n")
     for path in (ROOT / "experiments" / "results").glob("*/verdict.json"):
