@@ -197,12 +197,10 @@ def make(config: Config) -> ensemble.Experiment:
         share = (values - chance) / jnp.maximum(own[:n] - chance, 1e-3)[None, None]
         names = list(fronts)
         goal = names.index(ORACLE if ORACLE in fronts else MORE)
-        reached = jnp.where(valid[goal][:, None], share[goal], share[goal, :1])
         volumes = jax.lax.map(
             lambda x: pareto.hypervolume(x[0], jnp.zeros(n), x[1]), (share, valid)
         )
-        distance = jax.vmap(pareto.inverted_generational_distance, in_axes=(0, None, 0))
-        distances = distance(share, reached, valid)
+        distances = front_distances(share, valid, goal)
         for i, arm in enumerate(names):
             found |= {f"volume/{arm}/{n}": volumes[i], f"distance/{arm}/{n}": distances[i]}
         ours, direct = names.index(MAP), names.index(DIRECT)
@@ -379,6 +377,25 @@ def search_fronts(
 def _fill(x: Array, size: int) -> Array:
     """Rows of zeros up to a size."""
     return jnp.concatenate([x, jnp.zeros((size - len(x), *x.shape[1:]), x.dtype)])
+
+
+def front_distances(
+    values: Float[Array, "a f m"], valid: Bool[Array, "a f"], goal: int
+) -> Float[Array, " a"]:
+    """How far the front of one arm is from the points of each, on average.
+
+    Args:
+        values: objectives.
+        valid: points that count; the others fill up.
+        goal: the arm with the front to cover.
+
+    Returns:
+        Inverted generational distances.
+    """
+    front = pareto.non_dominated_mask(values[goal], valid[goal])
+    return jax.vmap(
+        lambda x, flags: pareto.inverted_generational_distance(x, values[goal], flags, front)
+    )(values, valid)
 
 
 def front_radii(

@@ -100,12 +100,17 @@ def _train(
     config: Config,
     ancestors: runs.Ancestors,
     rows: list[tuple[str, int, float]],
+    seed: int,
     name: str,
     directory: Path,
     resume: bool,
     progress: bool,
 ) -> dict[str, np.ndarray]:
-    """Results [rows, bases, records] of descendants given by arm, depth and rate."""
+    """Results [rows, bases, records] of descendants given by arm, depth and rate.
+
+    No seed of tuning may be one of the evaluation, or an arm from scratch would be tuned on the
+    very run by which it is judged.
+    """
     bases = ancestors.step.shape[0]
     every = [(row, base) for row in rows for base in range(bases)]
     points = {
@@ -117,7 +122,7 @@ def _train(
     data = ensemble.run(
         runs.make_descendants(config.study, ancestors),
         steps=runs.LONGER * config.study.blocks,
-        seeds=[0],
+        seeds=[seed],  # each base folds its number into it
         points=points,
         mode="exact",  # so that a finished model is not trained on
         checkpoint=directory / "checkpoints" / name,
@@ -145,14 +150,14 @@ def run(config: Config, *, directory: Path, resume: bool, progress: bool) -> Out
             for factor in config.factors
             for depth in config.tuning_depths
         ]
-        loss = _train(config, before, rows, "tuning", **given)["loss"][..., -1]
+        loss = _train(config, before, rows, 0, "tuning", **given)["loss"][..., -1]
         table = np.nan_to_num(loss, nan=-WORST).reshape(len(arms), len(config.factors), -1)
         best = np.argmin(table.mean(axis=-1), axis=1)
         rates |= {arm: study.rate * config.factors[i] for arm, i in zip(arms, best)}
         rates[runs.AGAIN] = rates[runs.SCRATCH]
     ancestors, results = _ancestors(config, seeds, "ancestors", **given)
     rows = [(arm, depth, rates[arm]) for arm in runs.ARMS for depth in study.depths]
-    found = _train(config, ancestors, rows, "descendants", **given)
+    found = _train(config, ancestors, rows, seeds[0], "descendants", **given)
     for what, values in found.items():
         for (arm, depth, _), value in zip(rows, values):
             results[f"{what}/{arm}/{depth}"] = value[:, -1]

@@ -55,6 +55,31 @@ def close(a, b, **limits):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **limits), a, b)
 
 
+def test_no_seed_of_tuning_is_one_of_the_evaluation(monkeypatch, tmp_path):
+    seeds = {}
+
+    def ancestors(config, given, name, *args, **options):
+        seeds[name] = set(given)
+        return None, {}
+
+    def train(config, ancestors, rows, seed, name, *args, **options):
+        seeds[name] = {seed}
+        return {"loss": np.ones((len(rows), 1, 1)), "zero_shot": np.ones((len(rows), 1, 1))}
+
+    def judge(*args):
+        raise StopIteration
+
+    for function in (ancestors, train):
+        monkeypatch.setattr(learngene, f"_{function.__name__}", function)
+    monkeypatch.setattr(learngene, "judge", judge)
+    monkeypatch.setattr(learngene, "facts", lambda config: {})
+    with pytest.raises(StopIteration):
+        learngene.run(SMALL, directory=tmp_path, resume=False, progress=False)
+    assert seeds["descendants"] <= seeds["ancestors"]
+    assert seeds["tuning"] <= seeds["tuning-ancestors"]
+    assert not seeds["tuning-ancestors"] & seeds["ancestors"]
+
+
 @pytest.mark.slow
 def test_a_padded_model_is_the_model_of_its_depth(ancestors):
     model, depth = STUDY.model, 2

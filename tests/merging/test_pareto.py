@@ -76,6 +76,9 @@ def test_distances_between_fronts_and_wins():
     assert pareto.generational_distance(points, front, valid) == pytest.approx(0.5)
     found = pareto.inverted_generational_distance(points, front, valid)
     assert found == pytest.approx(0.5)
+    second = jnp.asarray([False, True])  # the first is covered, the second 1 away
+    found = pareto.inverted_generational_distance(points, front, valid, second)
+    assert found == pytest.approx(1)
     assert pareto.win_rate(front, front) == 0.5
     assert pareto.win_rate(front + 2, front) == 1
     one = pareto.win_rate(points, front, (jnp.asarray([True, False, False]), jnp.ones(2, bool)))

@@ -158,15 +158,14 @@ def generational_distance(
     Returns:
         The distance.
     """
-    near = jnp.min(_distances(values, reference), axis=1)
-    share = jnp.ones_like(near) if valid is None else valid.astype(near.dtype)
-    return jnp.sum(jnp.where(share > 0, near, 0)) / jnp.maximum(jnp.sum(share), 1)
+    return _mean_of(jnp.min(_distances(values, reference), axis=1), valid)
 
 
 def inverted_generational_distance(
     values: Float[Array, "n m"],
     reference: Float[Array, "k m"],
     valid: Bool[Array, " n"] | None = None,
+    counted: Bool[Array, " k"] | None = None,
 ) -> Float[Array, ""]:
     """Mean distance of a reference front to the nearest of the points (IGD).
 
@@ -174,6 +173,7 @@ def inverted_generational_distance(
         values: objectives.
         reference: the front to cover.
         valid: points that count.
+        counted: points of the reference that count.
 
     Returns:
         The distance.
@@ -181,7 +181,7 @@ def inverted_generational_distance(
     distances = _distances(values, reference)
     if valid is not None:
         distances = jnp.where(valid[:, None], distances, jnp.inf)
-    return jnp.mean(jnp.min(distances, axis=0))
+    return _mean_of(jnp.min(distances, axis=0), counted)
 
 
 def win_rate(
@@ -229,3 +229,9 @@ def pareto_pick(
 
 def _distances(a: Float[Array, "n m"], b: Float[Array, "k m"]) -> Float[Array, "n k"]:
     return jnp.sqrt(jnp.sum((a[:, None] - b[None]) ** 2, axis=-1))
+
+
+def _mean_of(x: Float[Array, " n"], counted: Bool[Array, " n"] | None) -> Float[Array, ""]:
+    if counted is None:
+        return jnp.mean(x)
+    return jnp.sum(jnp.where(counted, x, 0)) / jnp.maximum(jnp.sum(counted), 1).astype(x.dtype)
