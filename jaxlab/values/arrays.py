@@ -98,6 +98,37 @@ def masked_mean(x: Float[Array, "*b"], mask: ArrayLike | None = None) -> Float[A
     return total / jnp.maximum(jnp.sum(weight), 1)
 
 
+def hide(mask: ArrayLike | None, *arrays: Array) -> tuple[Array, ...]:
+    """Puts zeros where nothing counts, before anything is computed.
+
+    Args:
+        mask: weights [*b]; None for all ones.
+        arrays: of shape [*b, ...].
+
+    Returns:
+        The arrays, zero where the mask is.
+
+    Raises:
+        ValueError: if the mask does not fit their leading axes.
+
+    Pitfall:
+        Selecting behind a computation hides its value, not its derivative: that of (q - NaN)^2,
+        times zero, is NaN.
+    """
+    if mask is None:
+        return arrays
+    counts = jnp.asarray(mask) != 0
+    for array in arrays:
+        if array.shape[: counts.ndim] != counts.shape:
+            raise ValueError(f"mask: expected leading axes of {array.shape}, got {counts.shape}")
+    return tuple(
+        jnp.where(
+            counts.reshape(*counts.shape, *[1] * (x.ndim - counts.ndim)), x, jnp.zeros_like(x)
+        )
+        for x in arrays
+    )
+
+
 def maybe_stop(target: Array, stop_target_gradients: bool) -> Array:
     """Makes a target a constant of differentiation, unless told otherwise."""
     return jax.lax.stop_gradient(target) if stop_target_gradients else target

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from jaxlab.values.arrays import at_least_float32, check_same_shape, masked_mean
+from jaxlab.values.arrays import at_least_float32, check_same_shape, hide, masked_mean
 from jaxlab.values.supports import Support
 
 Metrics = dict[str, Float[Array, ""]]
@@ -194,6 +194,7 @@ def categorical_value_loss(
         The loss, and "kl", what is left of it when the targets' own entropy is taken off: targets
         of different widths have different floors.
     """
+    logits, target_probs = hide(mask, logits, target_probs)
     loss = masked_mean(categorical_value_loss_per_example(logits, target_probs), mask)
     entropy = jnp.sum(jax.scipy.special.entr(target_probs), axis=-1).astype(loss.dtype)
     return loss, {"kl": loss - masked_mean(entropy, mask)}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, Num
 
-from jaxlab.values.arrays import at_least_float32, masked_mean, maybe_stop
+from jaxlab.values.arrays import at_least_float32, hide, masked_mean, maybe_stop
 
 _EPS = 1e-12
 
@@ -120,5 +120,6 @@ def diversity_penalty(
     Reference:
         An et al. 2021 (EDAC), eq. 5.
     """
+    obs, action = hide(mask, obs, action)
     gradients = jax.vmap(jax.jacrev(q_fn, argnums=1))(obs, action)
     return masked_mean(gradient_diversity(jnp.swapaxes(gradients, 0, 1)), mask)

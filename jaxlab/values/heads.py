@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
 from jaxlab.nets import LayerParams
 from jaxlab.values import categorical, quantile
-from jaxlab.values.arrays import at_least_float32, check_same_shape, masked_mean
+from jaxlab.values.arrays import at_least_float32, check_same_shape, hide, masked_mean
 from jaxlab.values.supports import Support
 
 HeadKind = Literal["scalar", "scalar_clip", "mse_softmax", "two_hot", "hl_gauss", "c51", "quantile"]
@@ -185,6 +185,7 @@ class ValueHead:
             The loss, and "td_error" (root mean square, whatever the kind) with "edge_fraction" for
             "hl_gauss".
         """
+        raw, y = hide(mask, raw, jnp.asarray(y))
         (target,) = at_least_float32(y)
         loss = masked_mean(self.loss_per_example(raw, y), mask)
         error = self.mean(raw) - target.astype(self.mean(raw).dtype)
@@ -220,6 +221,7 @@ class ValueHead:
         """
         r, discount = at_least_float32(r, discount)
         check_same_shape(r=r, discount=discount)
+        raw, r, discount, raw_next = hide(mask, raw, r, discount, raw_next)
         y = r + discount * self.mean(raw_next).astype(r.dtype)
         loss, metrics = self.loss(raw, y, mask)
         if self.kind == "c51":

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from jaxlab.values.arrays import check_same_shape, masked_mean
+from jaxlab.values.arrays import check_same_shape, hide, masked_mean
 
 Ball = Literal["linf", "l2"]
 Metrics = dict[str, Float[Array, ""]]
@@ -66,7 +66,7 @@ def robust_penalty(
         raise ValueError(f"steps: expected at least 0, got {steps}")
     eps, step_size = jnp.asarray(eps, obs.dtype), jnp.asarray(step_size, obs.dtype)
     unit = jnp.broadcast_to(jnp.ones_like(obs) if scale is None else scale, obs.shape)
-    obs, unit = jax.lax.stop_gradient((obs, unit))
+    obs, unit = jax.lax.stop_gradient((*hide(mask, obs), unit))
     clean = value_fn(obs)
 
     def total(delta: Float[Array, "B o"]) -> Float[Array, ""]:
@@ -167,6 +167,8 @@ def value_aware_model_error(
         would be charged for it.
     """
     check_same_shape(**{"next_obs": next_obs, "model_samples[0]": model_samples[0]})
+    (next_obs,) = hide(mask, next_obs)
+    model_samples = jax.vmap(lambda sample: hide(mask, sample)[0])(model_samples)
     imagined = jnp.mean(jax.vmap(value_fn)(model_samples), axis=0)
     return masked_mean(jnp.abs(imagined - value_fn(next_obs)), mask)
 

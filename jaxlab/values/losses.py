@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from jaxlab.types import Transition
-from jaxlab.values.arrays import masked_mean
+from jaxlab.values.arrays import hide, masked_mean
 from jaxlab.values.heads import ValueHead
 from jaxlab.values.qfunctions import cql_regulariser
 
@@ -39,6 +39,7 @@ def td_value_loss(
     Returns:
         The loss, and the head's metrics with "value", the mean prediction.
     """
+    batch = _counted(batch, mask)
     raw = apply_fn(params, batch.obs)
     loss, metrics = head.bootstrap_loss(
         raw,
@@ -78,6 +79,7 @@ def q_learning_loss(
     Reference:
         Mnih et al. 2015 (DQN); van Hasselt et al. 2016; Farebrother et al. 2024, section 2.
     """
+    batch = _counted(batch, mask)
     raw = head.select(apply_fn(params, batch.obs), batch.action)
     return _q_loss(head, params, target_params, apply_fn, batch, gamma, double, mask, raw)
 
@@ -110,6 +112,7 @@ def sarsa_loss(
     Reference:
         Rummery & Niranjan 1994; Farebrother et al. 2024, section 5.1, where its gain vanishes.
     """
+    batch = _counted(batch, mask)
     raw = head.select(apply_fn(params, batch.obs), batch.action)
     raw_next = head.select(apply_fn(target_params, batch.next_obs), next_action)
     return _bootstrap(head, batch, gamma, mask, raw, raw_next)
@@ -145,6 +148,7 @@ def cql_loss(
     Reference:
         Kumar et al. 2020 (Conservative Q-learning), eq. 4; Farebrother et al. 2024, section 4.1.
     """
+    batch = _counted(batch, mask)
     raw_all = apply_fn(params, batch.obs)
     raw = head.select(raw_all, batch.action)
     loss, metrics = _q_loss(head, params, target_params, apply_fn, batch, gamma, double, mask, raw)
@@ -181,6 +185,11 @@ def _bootstrap(
 ) -> tuple[Float[Array, ""], Metrics]:
     loss, metrics = head.bootstrap_loss(raw, batch.reward, _discount(batch, gamma), raw_next, mask)
     return loss, metrics | {"q": masked_mean(jax.lax.stop_gradient(head.mean(raw)), mask)}
+
+
+def _counted(batch: Transition, mask: ArrayLike | None) -> Transition:
+    """The batch with zeros in the rows that do not count, which padding may fill with NaN."""
+    return jax.tree.map(lambda leaf: hide(mask, leaf)[0], batch)
 
 
 def _discount(batch: Any, gamma: ArrayLike) -> Float[Array, " B"]:

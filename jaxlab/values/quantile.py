@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, Num
 
 from jaxlab import nets
-from jaxlab.values.arrays import at_least_float32, check_same_shape, masked_mean
+from jaxlab.values.arrays import at_least_float32, check_same_shape, hide, masked_mean
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -87,6 +87,7 @@ def quantile_huber_loss(
     Returns:
         The loss, and "crossing_rate".
     """
+    theta, tau, target = hide(mask, theta, tau, target)
     loss = masked_mean(quantile_huber_loss_per_example(theta, tau, target, kappa), mask)
     return loss, {"crossing_rate": masked_mean(crossing_rate(theta), mask)}
 

@@ -298,3 +298,15 @@ def test_misuse_is_refused():
         categorical_mean(jnp.zeros(50), ATOMS)
     with pytest.raises(ValueError, match="p_src: expected the shape of z_src"):
         c51_project(jnp.zeros(5), jnp.zeros(4), ATOMS)
+
+
+def test_gradients_do_not_see_what_a_mask_hides():
+    nan, mask = jnp.array([[0.5, 0.5], [jnp.nan, jnp.nan]]), jnp.array([1, 0])
+    logits = jnp.array([[0.0, 1.0], [jnp.nan, 0.0]])
+    slope = jax.grad(lambda x: values.categorical_value_loss(x, nan, mask)[0])(logits)
+    want = np.array([1, np.e]) / (1 + np.e) - 0.5
+    np.testing.assert_allclose(slope, [want, [0.0, 0.0]], rtol=1e-5)
+    tau = jnp.full((2, 2), 0.5)
+    slope = jax.grad(lambda x: values.quantile_huber_loss(x, tau, nan, mask=mask)[0])(logits)
+    # Errors 1/2 and -1/2, each weighed by one half.
+    np.testing.assert_allclose(slope, [[-0.25, 0.25], [0.0, 0.0]], rtol=1e-6)

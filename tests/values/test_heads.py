@@ -232,3 +232,24 @@ def test_misuse_is_refused():
         head.loss(jnp.zeros((2, 26)), jnp.zeros((2, 1)))
     with pytest.raises(ValueError, match=r"action: expected shape \(2,\), got \(3,\)"):
         head.select(jnp.zeros((2, 4, 26)), jnp.zeros(3, jnp.int32))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_a_mask_hides_has_no_influence_on_gradients(name):
+    head = HEADS[name]
+    shape = (3,) if head.width is None else (3, head.width)
+    raw = jax.random.normal(jax.random.key(0), shape)
+    mask, y = jnp.array([1.0, 0.0, 1.0]), jnp.array([2.0, jnp.nan, 5.0])
+    half = jnp.full(3, 0.5)
+
+    def losses(raw, raw_next, y, mask):
+        discount = half[: len(y)].at[0].multiply(y[0] / y[0])
+        return head.loss(raw, y, mask)[0] + head.bootstrap_loss(raw, y, discount, raw_next, mask)[0]
+
+    hidden = raw.at[1].set(jnp.nan)
+    loss, slope = jax.value_and_grad(losses)(hidden, hidden, y, mask)
+    keep = jnp.array([0, 2])
+    want, there = jax.value_and_grad(losses)(raw[keep], raw[keep], y[keep], None)
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    np.testing.assert_allclose(slope[keep], there, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(slope[1], 0.0)

@@ -209,3 +209,21 @@ def test_misuse_is_refused():
         values.pairwise_lipschitz(jnp.ones(5), OBS, 1.0)
     with pytest.raises(ValueError, match="model_samples"):
         values.value_aware_model_error(value, OBS, OBS)
+
+
+def test_masked_rows_have_no_gradient():
+    hidden, mask = OBS.at[3:].set(jnp.nan), jnp.array([1, 1, 1, 0, 0, 0])
+
+    def cost(w, obs, mask):
+        value = lambda s: jnp.tanh(s @ w)  # noqa: E731
+        noise = jnp.stack([obs + 0.1, obs - 0.3])
+        return (
+            values.robust_penalty(value, obs, jax.random.key(0), eps=0.1, steps=0, mask=mask)[0]
+            + values.value_aware_model_error(value, obs, noise, mask)
+            + values.diversity_penalty(lambda s, a: jnp.stack([a @ w, s @ a]), obs, obs, mask)
+        )
+
+    got = jax.value_and_grad(cost)(W, hidden, mask)
+    want = jax.value_and_grad(cost)(W, OBS.at[3:].set(0.0), mask)
+    for a, b in zip(got, want):
+        np.testing.assert_allclose(a, b, rtol=1e-5)

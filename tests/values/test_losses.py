@@ -114,3 +114,29 @@ def test_losses_send_no_gradient_to_the_target_network(head, key):
     np.testing.assert_allclose(
         swept[0][0]["kernel"][1], online_grad["kernel"], rtol=1e-4, atol=1e-6
     )
+
+
+def test_rows_that_a_mask_hides_may_hold_nan_also_for_gradients(key):
+    head = HEADS[0]
+    online, target = (head.init(k, 3, 2) for k in jax.random.split(key))
+    hidden = BATCH.replace(
+        obs=BATCH.obs.at[1].set(jnp.nan),
+        next_obs=BATCH.next_obs.at[1].set(jnp.nan),
+        reward=BATCH.reward.at[1].set(jnp.nan),
+    )
+    two = jax.tree.map(lambda leaf: leaf[jnp.array([0, 2])], BATCH)
+    follow = jnp.array([0, 1, 1])
+
+    def losses(params, batch, follow, mask):
+        common = (head, params, target, _apply(head), batch)
+        return (
+            values.q_learning_loss(*common, GAMMA, mask=mask)[0]
+            + values.sarsa_loss(*common, follow, GAMMA, mask)[0]
+            + values.cql_loss(*common, GAMMA, 0.5, mask=mask)[0]
+        )
+
+    got = jax.value_and_grad(losses)(online, hidden, follow, jnp.array([1, 0, 1]))
+    want = jax.value_and_grad(losses)(online, two, follow[jnp.array([0, 2])], None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+    with pytest.raises(ValueError, match=r"mask: expected leading axes of \(3,"):
+        values.q_learning_loss(head, online, target, _apply(head), BATCH, GAMMA, mask=jnp.ones(2))
