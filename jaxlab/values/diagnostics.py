@@ -48,7 +48,9 @@ def effective_rank(features: Num[Array, "n d"], delta: ArrayLike = 0.01) -> Floa
     singular = jnp.linalg.svd(features, compute_uv=False)
     total = jnp.sum(singular)
     missing = jnp.cumsum(singular) < (1 - delta) * total
-    return jnp.where(total > 0, jnp.sum(missing) + 1, 0).astype(features.dtype)
+    # With delta = 0 rounding may leave even the sum of all below their total.
+    rank = jnp.minimum(jnp.sum(missing) + 1, singular.shape[0])
+    return jnp.where(total > 0, rank, 0).astype(features.dtype)
 
 
 def dormant_ratio(activations: Num[Array, "n h"], tau: ArrayLike = 0.025) -> Float[Array, ""]:

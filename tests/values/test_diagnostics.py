@@ -63,3 +63,8 @@ def test_masked_mean_of_nothing_is_zero_and_nan_stays_outside():
     np.testing.assert_array_equal(gradient, [0.0, 1.0])
     with pytest.raises(ValueError, match="mask: expected the shape of x"):
         values.masked_mean(x, jnp.ones(3))
+
+
+def test_effective_rank_never_exceeds_the_number_of_singular_values():
+    draws = jax.random.normal(jax.random.key(0), (60, 32, 64))
+    np.testing.assert_array_equal(jax.vmap(lambda f: values.effective_rank(f, 0.0))(draws), 32.0)
