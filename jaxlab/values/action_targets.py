@@ -218,10 +218,10 @@ def retrace(
     Args:
         r: rewards.
         discount: gamma (1 - terminated).
-        q_next_all: values of all actions in the next states.
-        a_next: actions taken in the next states; the last one is not used.
+        q_next_all: values of all actions in the next states; -inf is fine where `pi_next` is 0.
+        a_next: actions taken in the next states; not used at the window's end and at cuts.
         pi_next: the target policy's probabilities in the next states.
-        mu_next_a: the behaviour policy's probability of `a_next`, positive.
+        mu_next_a: the behaviour policy's probability of `a_next`, positive where that is used.
         lam: a scalar or one per step.
         cut: 1 where the recursion stops after this step (time limits); None for nowhere.
         backend: see `affine_reverse_scan`.
@@ -261,8 +261,8 @@ def tree_backup(
     Args:
         r: rewards.
         discount: gamma (1 - terminated).
-        q_next_all: values of all actions in the next states.
-        a_next: actions taken in the next states; the last one is not used.
+        q_next_all: values of all actions in the next states; -inf is fine where `pi_next` is 0.
+        a_next: actions taken in the next states; not used at the window's end and at cuts.
         pi_next: the target policy's probabilities in the next states.
         lam: a scalar or one per step.
         cut: 1 where the recursion stops after this step (time limits); None for nowhere.
@@ -321,8 +321,10 @@ def _traced_return(
     expected = _expectation(q_next_all, pi_next)
     check_trajectory(r=r, discount=discount, q_next_all=expected)
     trace = trace_fn(take_action(pi_next, a_next), per_step("lam", lam, r))
-    if cut is not None:
-        trace = trace * (1 - per_step("cut", cut, r))
-    trace = trace.at[-1].set(0)
-    b = r + discount * (expected - trace * take_action(q_next_all, a_next))
+    going_on = jnp.ones_like(r) if cut is None else 1 - per_step("cut", cut, r)
+    going_on = going_on.at[-1].set(0)
+    # Where the return stops there may be no next action: whatever stands there is not used.
+    trace = jnp.where(going_on != 0, trace * going_on, 0)
+    taken = jnp.where(trace != 0, take_action(q_next_all, a_next), 0)
+    b = r + discount * (expected - trace * taken)
     return affine_reverse_scan(discount * trace, b, jnp.zeros_like(r[0]), backend=backend)

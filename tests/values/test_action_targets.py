@@ -123,3 +123,30 @@ def test_refuses_actions_of_another_shape():
         values.sarsa_target(jnp.ones(4), jnp.ones(4), q, jnp.zeros(3, jnp.int32))
     with pytest.raises(ValueError, match="q_next_selector: expected the shape of q_next_value"):
         values.double_q_target(jnp.ones(4), jnp.ones(4), q, q[:, :2])
+
+
+@pytest.mark.parametrize("target", ["retrace", "tree_backup"])
+def test_next_actions_that_are_not_used_may_be_anything(target):
+    """At cuts and at the end: an id out of range, an illegal one, behaviour of probability 0."""
+    rng = np.random.default_rng(3)
+    r, d = jnp.asarray(rng.normal(size=4), jnp.float32), jnp.full(4, 0.9)
+    q = jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
+    pi, cut = jnp.array([[0.3, 0.7], [1.0, 0.0], [0.5, 0.5], [1.0, 0.0]]), jnp.array([0, 1, 0, 0])
+
+    def evaluate(q, a, mu):
+        more = (mu,) if target == "retrace" else ()
+        return getattr(values, target)(r, d, q, a, pi, *more, 0.9, cut)
+
+    want = evaluate(q, jnp.array([1, 0, 0, 0]), jnp.full(4, 0.5))
+    for a in (jnp.array([1, 1, 0, 1]), jnp.array([1, 9, 0, 9])):
+        holes = jnp.where(pi > 0, q, -jnp.inf)
+        got = evaluate(holes, a, jnp.array([0.5, 0.0, 0.5, 0.0]))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_an_illegal_action_in_the_middle_ends_the_trace():
+    q = jnp.array([[3.0, -jnp.inf], [1.0, 2.0]])
+    pi = jnp.array([[1.0, 0.0], [0.5, 0.5]])
+    r, d = jnp.ones(2), jnp.full(2, 0.9)
+    got = values.retrace(r, d, q, jnp.array([1, 0]), pi, jnp.full(2, 0.5), 1.0)
+    np.testing.assert_allclose(got, [1 + 0.9 * 3, 1 + 0.9 * 1.5], rtol=1e-6)
