@@ -10,9 +10,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from jaxlab.values.arrays import at_least_float32, check_trajectory, maybe_stop, per_step
+from jaxlab.values.arrays import (
+    at_least_float32,
+    check_same_shape,
+    check_trajectory,
+    maybe_stop,
+    per_step,
+)
 from jaxlab.values.recursion import Backend, affine_reverse_scan
 
 
@@ -40,8 +47,16 @@ def td0_target(
 
     Returns:
         Targets, at least float32.
+
+    Raises:
+        ValueError: if shapes differ; the discount may be a scalar.
+
+    Pitfall:
+        Rewards [B] and values [B, 1] would broadcast to targets [B, B].
     """
     r, discount, v_next = at_least_float32(r, discount, v_next)
+    check_same_shape(r=r, v_next=v_next)
+    discount = per_step("discount", discount, r)
     return maybe_stop(r + discount * v_next, stop_target_gradients)
 
 
@@ -76,7 +91,7 @@ def n_step_target(
     """
     r, discount, v_next = at_least_float32(r, discount, v_next)
     check_trajectory(r=r, discount=discount, v_next=v_next)
-    if isinstance(n, int) and n < 1:
+    if isinstance(n, (int, np.integer)) and n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
     steps = r.shape[0]
     n = jnp.clip(jnp.asarray(n, jnp.int32), 1, steps)

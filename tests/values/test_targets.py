@@ -207,3 +207,16 @@ def test_refuses_bad_arguments(n):
         values.lambda_return(R, D, V_NEXT, jnp.ones(2))
     with pytest.raises(ValueError, match=r"r: expected a leading time axis"):
         values.gae(R[0], D[0], R[0], V_NEXT[0], 0.5)
+
+
+def test_one_step_targets_refuse_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match=r"v_next: expected the shape of r, \(3,\), got \(3, 1\)"):
+        values.td0_target(jnp.ones(3), jnp.ones(3), jnp.ones((3, 1)))
+    with pytest.raises(
+        ValueError, match=r"discount: expected a scalar or shape \(3,\), got \(3, 1\)"
+    ):
+        values.q_target(jnp.ones(3), jnp.ones((3, 1)), jnp.ones((3, 2)))
+    one = values.td0_target(jnp.ones(3), 0.5, jnp.arange(3.0))
+    np.testing.assert_array_equal(one, [1.0, 1.5, 2.0])
+    with pytest.raises(ValueError, match="n: expected at least 1, got 0"):
+        values.n_step_target(jnp.ones(3), jnp.ones(3), jnp.ones(3), np.int64(0))
