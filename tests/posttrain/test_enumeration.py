@@ -264,3 +264,13 @@ def test_gae_with_lambda_one_and_values_as_baseline_is_unbiased(world):
     variance = jnp.sum(p[:, None] * (advantages * completions.mask) ** 2)
     plain = jnp.sum(p[:, None] * (rewards[:, None] * completions.mask) ** 2)
     assert float(variance) < float(plain)
+
+
+def test_k3_is_accurate_and_not_negative_next_to_the_reference():
+    for size in (1e-6, 1e-4, 1e-3, 1e-2):
+        d = np.linspace(-size, size, 2001).astype(np.float32)
+        exact = np.expm1(-d.astype(np.float64)) + d
+        got = posttrain.kl_estimate(jnp.asarray(d), jnp.zeros(len(d)), "k3")
+        assert (got >= 0).all()
+        # To the rounding of d, where exp(-d) - 1 would have that of 1.
+        np.testing.assert_allclose(got, exact, rtol=0, atol=5e-7 * size)
