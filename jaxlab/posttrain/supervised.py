@@ -49,7 +49,10 @@ def sft_loss(
     logits = jnp.where(mask[..., None] > 0, logits, 0)
     tokens = jnp.where(mask > 0, tokens, 0)
     nll = -token_log_probs(logits, tokens)
-    flat = -jnp.mean(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1)
+    # Without smoothing an id that cannot occur, with a logit of -inf, costs nothing.
+    smooth = jnp.asarray(label_smoothing) != 0
+    every = jnp.where(smooth, jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), 0)
+    flat = -jnp.mean(every, axis=-1)
     per_token = (1 - label_smoothing) * nll + label_smoothing * flat
     if weights is not None:
         if weights.ndim == 1:

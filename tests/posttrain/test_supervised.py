@@ -98,3 +98,17 @@ def test_copies_within_a_group_are_found_by_what_counts():
     mask = jnp.asarray([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 1, 0]])
     got = posttrain.first_of_equals(tokens, mask.astype(jnp.float32), 3)
     assert got.tolist() == [1, 0, 1, 1, 1, 0]
+
+
+def test_ids_that_cannot_occur_cost_nothing_without_smoothing():
+    possible = jnp.asarray([True, True, True, False, True])
+    logits = jnp.where(possible, LOGITS, -jnp.inf)
+    tokens = jnp.where(TOKENS == 3, 0, TOKENS)
+    small, renumbered = LOGITS[..., jnp.asarray([0, 1, 2, 4])], jnp.where(tokens > 3, 3, tokens)
+    for smoothing in (0.0, jnp.float32(0.0)):
+        loss = lambda x, t: posttrain.sft_loss(x, t, MASK, label_smoothing=smoothing)[0]  # noqa: E731
+        got, slope = jax.value_and_grad(loss)(logits, tokens)
+        want, there = jax.value_and_grad(loss)(small, renumbered)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        np.testing.assert_allclose(slope[..., jnp.asarray([0, 1, 2, 4])], there, atol=1e-6)
+        np.testing.assert_array_equal(slope[..., 3], 0.0)
