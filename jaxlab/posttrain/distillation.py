@@ -48,7 +48,7 @@ def divergence(
         Divergences in nats.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or `beta` a number that is not between 0 and 1.
 
     Reference: Agarwal et al. 2024, On-Policy Distillation of Language Models (GKD), eq. 1.
 
@@ -57,13 +57,19 @@ def divergence(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, got {kind!r}")
+    if kind == "jsd" and isinstance(beta, (int, float)) and not 0 < beta < 1:
+        raise ValueError(f"beta: expected strictly between 0 and 1, got {beta}")
     log_p = jax.lax.stop_gradient(_log_softmax(teacher, tau))
     log_q = _log_softmax(student, tau)
     if kind == "forward_kl":
         return _kl(log_p, log_q)
     if kind == "reverse_kl":
         return _kl(log_q, log_p)
-    log_m = jnp.logaddexp(jnp.log(beta) + log_p, jnp.log1p(-beta) + log_q)
+    # What neither can say has no gradient: that of log(0 + 0) is NaN.
+    possible = (log_p > -jnp.inf) | (log_q > -jnp.inf)
+    some_p, some_q = (jnp.where(possible, x, 0) for x in (log_p, log_q))
+    mixed = jnp.logaddexp(jnp.log(beta) + some_p, jnp.log1p(-beta) + some_q)
+    log_m = jnp.where(possible, mixed, -jnp.inf)
     return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
 
 
@@ -103,14 +109,15 @@ def top_k_divergence(
     if variant == "renormalised":
         return _kl(jax.nn.log_softmax(log_p, axis=-1), jax.nn.log_softmax(log_q, axis=-1))
     if variant == "cross_entropy":
-        return -jnp.sum(jnp.exp(log_p) * log_q, axis=-1)
+        return -jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_q, 0), axis=-1)
     inside = jnp.any(jax.nn.one_hot(index, teacher.shape[-1], dtype=bool), axis=-2)
     rest_p = 1 - jnp.sum(jnp.exp(log_p), axis=-1)
     # The student's rest as a sum of what lies outside: one minus a sum would lose it to rounding.
     outside = jnp.where(inside, -jnp.inf, all_q)
-    empty = jnp.all(inside, axis=-1)
-    rest_q = jax.nn.logsumexp(jnp.where(empty[..., None], 0.0, outside), axis=-1)
-    has_rest = (rest_p > 1e-7) & ~empty
+    nothing = jnp.all(outside == -jnp.inf, axis=-1)
+    rest_q = jax.nn.logsumexp(jnp.where(nothing[..., None], 0.0, outside), axis=-1)
+    rest_q = jnp.where(nothing, -jnp.inf, rest_q)
+    has_rest = (rest_p > 1e-7) & ~jnp.all(inside, axis=-1)
     safe_p = jnp.where(has_rest, rest_p, 1.0)
     tail = jnp.where(has_rest, safe_p * (jnp.log(safe_p) - jnp.where(has_rest, rest_q, 0.0)), 0.0)
     return _kl(log_p, log_q) + tail

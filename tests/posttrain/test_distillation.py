@@ -92,3 +92,35 @@ def test_the_loss_is_masked_and_keeps_its_scale():
     assert hot == pytest.approx(float(np.var(np.asarray(S - T)[0, 0]) / 2), rel=0.05)
     with pytest.raises(ValueError, match="kind: expected one of"):
         posttrain.distillation_loss(S, T, mask, "other")
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda s, t: posttrain.divergence(s, t, "forward_kl"),
+        lambda s, t: posttrain.divergence(s, t, "reverse_kl"),
+        lambda s, t: posttrain.divergence(s, t, "jsd", beta=0.3),
+        lambda s, t: posttrain.top_k_divergence(s, t, s.shape[-1], "renormalised"),
+        lambda s, t: posttrain.top_k_divergence(s, t, s.shape[-1], "cross_entropy"),
+        lambda s, t: posttrain.top_k_divergence(s, t, 3, "tail"),
+    ],
+)
+def test_ids_that_neither_model_can_say_change_nothing(measure):
+    """The same as without them, also the gradient."""
+    teacher, student = jnp.asarray([1.0, 0.2, -0.3]), jnp.asarray([0.3, 1.0, 0.1])
+    wide = lambda x: jnp.concatenate([x, jnp.full(2, -jnp.inf)])  # noqa: E731
+    got, slope = jax.value_and_grad(measure)(wide(student), wide(teacher))
+    want, there = jax.value_and_grad(measure)(student, teacher)
+    assert float(got) == pytest.approx(float(want), rel=1e-6)
+    np.testing.assert_allclose(slope, [*there, 0.0, 0.0], atol=1e-6)
+
+
+def test_a_tail_that_the_student_cannot_say_is_infinitely_far():
+    teacher, student = jnp.asarray([1.0, 0.2, -0.3]), jnp.asarray([0.3, 1.0, -jnp.inf])
+    assert float(posttrain.top_k_divergence(student, teacher, 2, "tail")) == np.inf
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 1.2])
+def test_a_mixture_of_one_part_is_refused(beta):
+    with pytest.raises(ValueError, match="beta: expected strictly between 0 and 1, got"):
+        posttrain.divergence(jnp.zeros(2), jnp.zeros(2), "jsd", beta=beta)
