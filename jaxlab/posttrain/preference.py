@@ -90,13 +90,18 @@ def dpo_loss(
         -beta/2 (grad chosen - grad rejected).
 
     Raises:
-        ValueError: an unknown kind or divergence.
+        ValueError: an unknown kind or divergence, or numbers for `label_smoothing` outside of
+            [0, 1/2) or for `alpha` that the loss would divide by.
 
     Reference: Rafailov et al. 2023, Direct Preference Optimization, eq. 7; Mitchell 2023
     (conservative); Chowdhury et al. 2024 (robust); Wang et al. 2024, Beyond Reverse KL.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, got {kind!r}")
+    if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing: expected 0 to 1/2 exclusive, got {label_smoothing}")
+    if divergence == "alpha" and isinstance(alpha, (int, float)) and alpha == 1:
+        raise ValueError('alpha: expected another number than 1, whose limit is "reverse_kl"')
     up = _score(chosen - jax.lax.stop_gradient(reference_chosen), divergence, alpha)
     down = _score(rejected - jax.lax.stop_gradient(reference_rejected), divergence, alpha)
     margin = beta * (up - down)

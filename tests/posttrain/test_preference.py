@@ -185,3 +185,12 @@ def test_transformations_and_refusals():
         posttrain.dpo_loss(LW, LL, RW, RL, kind="other")
     with pytest.raises(ValueError, match="divergence: expected one of"):
         posttrain.dpo_loss(LW, LL, RW, RL, divergence="other")
+
+
+def test_numbers_that_the_loss_would_divide_by_are_refused():
+    four = (LW, LL, LW, LL)
+    for smoothing in (0.5, -0.1):
+        with pytest.raises(ValueError, match="label_smoothing: expected 0 to 1/2 exclusive, got"):
+            posttrain.dpo_loss(*four, kind="robust", label_smoothing=smoothing)
+    with pytest.raises(ValueError, match="alpha: expected another number than 1"):
+        posttrain.dpo_loss(*four, divergence="alpha", alpha=1)
