@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 
@@ -56,7 +57,7 @@ def pass_pow_k(n: int, correct: Int[Array, "*b"], k: int | Int[Array, ""]) -> Fl
 
 
 def _check(n: int, k: int | Array) -> None:
-    if n < 1 or (isinstance(k, int) and not 1 <= k <= n):
+    if n < 1 or (isinstance(k, (int, np.integer)) and not 1 <= k <= n):
         raise ValueError(f"n, k: expected 1 <= k <= n, got n = {n} and k = {k}")
 
 
@@ -94,13 +95,13 @@ def best_of_k(scores: Num[Array, "*b n"], correct: Num[Array, "*b n"]) -> Float[
     """Whether the sample with the highest score is right.
 
     Args:
-        scores: of a verifier; the first of equal ones is taken.
+        scores: of a verifier; the first of equal ones is taken, and NaN loses to every number.
         correct: 1 for right samples.
 
     Returns:
         0 or 1 per prompt.
     """
-    best = jnp.argmax(scores, axis=-1)[..., None]
+    best = jnp.maximum(jnp.nanargmax(scores, axis=-1), 0)[..., None]  # -1 where all are NaN
     return jnp.take_along_axis(correct, best, axis=-1)[..., 0].astype(jnp.float32)
 
 

@@ -71,3 +71,15 @@ def test_answer_entropy():
     weights = jnp.asarray([0.5, 0.25, 0.25, 0.0, 0.0])
     got = posttrain.answer_entropy(ANSWERS[0], weights)
     assert float(got) == pytest.approx(h(1, 1), abs=1e-6)
+
+
+def test_an_unreadable_score_is_never_the_best():
+    nan = jnp.nan
+    scores = jnp.asarray([[0.1, nan, 0.3], [nan, -2.0, -3.0], [nan, nan, nan]])
+    correct = jnp.asarray([[0, 0, 1], [0, 1, 0], [0, 0, 0]])
+    assert posttrain.best_of_k(scores, correct).tolist() == [1, 1, 0]
+
+
+def test_numpy_integers_are_checked_too():
+    with pytest.raises(ValueError, match="n, k: expected 1 <= k <= n, got n = 5 and k = 10"):
+        posttrain.pass_at_k(5, jnp.array([0, 1]), np.int64(10))
