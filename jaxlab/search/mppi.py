@@ -129,10 +129,11 @@ def plan_mppi(
         plans = jnp.swapaxes(actions, 0, 1)
         returns = shared.evaluate_plans(evaluate, plans)
         finite = jnp.isfinite(returns)
-        logits = jnp.where(finite, gamma.astype(returns.dtype) * returns, -jnp.inf)
-        best = jnp.max(logits)
-        # With nothing finite every difference is NaN, and so is selected away.
-        weight = jnp.where(finite, jnp.exp(logits - best), 0)
+        # Differences first: infinity times a return would leave none of the best.
+        behind = returns - jnp.max(jnp.where(finite, returns, -jnp.inf))
+        worse = finite & (behind < 0)
+        scaled = gamma.astype(returns.dtype) * jnp.where(worse, behind, -1)
+        weight = jnp.where(worse, jnp.exp(scaled), finite.astype(returns.dtype))
         weight = weight / jnp.maximum(jnp.sum(weight), 1)
         average = jnp.sum(weight.astype(dtype)[:, None, None] * plans, axis=0)
         info = MPPIInfo(

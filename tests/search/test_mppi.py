@@ -77,3 +77,15 @@ def test_without_noise_or_smoothing_the_plan_stays():
     state = init_mppi(config)._replace(mean=jnp.array([[0.1], [0.2], [0.3]]))
     _, plan, _, _ = record(config, lambda p: p[:, 0, 0], state, sigma=0.0, beta=1.0)
     np.testing.assert_allclose(plan, state.mean, rtol=1e-6)
+
+
+def test_an_infinite_inverse_temperature_takes_the_best():
+    config = MPPIConfig(2, 1, population=64)
+    for sign in (1, -1):  # returns of either sign
+        returns = lambda p, s=sign: jnp.sum(p, axis=(1, 2)) + 5 * s  # noqa: E731
+        seen, plan, _, info = record(config, returns, gamma=jnp.inf)
+        np.testing.assert_allclose(plan, seen[0][seen[0].sum((1, 2)).argmax()], atol=1e-6)
+        np.testing.assert_allclose(info.effective_plans, 1.0)
+    ties = lambda p: jnp.where(p[:, 0, 0] > 0, 0.0, -1.0)  # noqa: E731
+    seen, plan, _, _ = record(config, ties, gamma=jnp.inf)
+    np.testing.assert_allclose(plan, seen[0][seen[0][:, 0, 0] > 0].mean(0), atol=1e-6)
