@@ -32,8 +32,8 @@ def score_plans(
             particle j of plan p.
 
     Returns:
-        Undiscounted return per plan, the mean over its particles. The reward of the step that
-        terminates counts, later ones do not.
+        Undiscounted return per plan, at least float32, the mean over its particles. The reward of
+        the step that terminates counts, later ones do not.
 
     Raises:
         ValueError: if `particles` is not positive.
@@ -50,16 +50,18 @@ def score_plans(
     if particles > 1:
         plans = jnp.repeat(plans, particles, axis=0)
     num_plans, horizon, _ = plans.shape
+    # Observations may be pixels or bfloat16; their returns are not.
+    dtype = jnp.float64 if obs.dtype == jnp.float64 else jnp.float32
     starts = jnp.broadcast_to(obs[None], (num_plans, *obs.shape))
 
     def step(carry, inputs):
         obs, alive, total = carry
         key, action = inputs
         next_obs, reward, terminated, _ = step_fn(key, obs, action)
-        total = jnp.where(alive, total + reward, total)
+        total = jnp.where(alive, total + reward.astype(dtype), total)
         return (next_obs, alive & ~terminated, total), None
 
-    carry = (starts, jnp.ones((num_plans,), bool), jnp.zeros((num_plans,), obs.dtype))
+    carry = (starts, jnp.ones((num_plans,), bool), jnp.zeros((num_plans,), dtype))
     inputs = (jax.random.split(key, horizon), jnp.swapaxes(plans, 0, 1))
     (_, _, total), _ = jax.lax.scan(step, carry, inputs)
     return total if particles == 1 else jnp.mean(total.reshape(-1, particles), axis=1)

@@ -66,3 +66,14 @@ def test_one_lost_particle_loses_the_plan(key):
 
     returns = score_plans(key, step, jnp.zeros((1,)), jnp.ones((2, 3, 1)), 2)
     assert np.isnan(returns[0]) and float(returns[1]) == 3.0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.uint8])
+def test_returns_do_not_have_the_precision_of_the_observations(key, dtype):
+    def step(key, obs, action):
+        reward = jnp.ones(2, jnp.bfloat16 if dtype == jnp.bfloat16 else jnp.float32)
+        return obs, reward, jnp.zeros(2, bool), {}
+
+    returns = score_plans(key, step, jnp.zeros((3,), dtype), jnp.zeros((2, 600, 1)))
+    np.testing.assert_array_equal(returns, 600.0)  # in bfloat16 the sum would stop at 256
+    assert returns.dtype == jnp.float32
