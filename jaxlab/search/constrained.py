@@ -69,7 +69,11 @@ def init_constrained(
         variance=jnp.full(start.shape, jnp.asarray(std, start.dtype) ** 2),
         best=jnp.broadcast_to(start, (slacks.shape[0], start.shape[0])),
         # Finite, as a run's state has to be.
-        objective=jnp.where(constraint >= -slacks, objective, jnp.finfo(start.dtype).min),
+        objective=jnp.where(
+            (constraint >= -slacks) & jnp.isfinite(objective),
+            objective,
+            jnp.finfo(start.dtype).min,
+        ),
         margin=constraint + slacks,
     )
 

@@ -63,3 +63,14 @@ def test_refusals():
         ConstrainedConfig(4, 8)
     with pytest.raises(ValueError, match="population: expected at least 1"):
         ConstrainedConfig(0, 0)
+
+
+def test_a_start_without_a_number_is_no_record(key):
+    def broken(key, points):
+        value, constraint = evaluate(key, points)
+        return jnp.where(jnp.all(points == 0, axis=1), jnp.nan, value), constraint
+
+    state = init_constrained(key, broken, jnp.zeros(2), SLACKS, 0.3)
+    assert np.isfinite(state.objective).all()
+    end, _ = search(key, 20, fn=broken)
+    assert float(end.objective[2]) > 1.0
