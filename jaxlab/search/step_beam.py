@@ -63,7 +63,7 @@ def value_guided_beam(
         The beams after the last step.
 
     Raises:
-        ValueError: `candidates` is no multiple of `beams`.
+        ValueError: `candidates` is no multiple of `beams`, or there are no steps.
 
     Reference: Yu et al. 2024, OVM, Outcome-supervised Value Models for Planning in Mathematical
     Reasoning, section 3.3.
@@ -75,6 +75,8 @@ def value_guided_beam(
         raise ValueError(
             f"candidates: expected a multiple of beams {beams}, at least 1, got {candidates}"
         )
+    if max_steps < 1:
+        raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
     rows = jnp.repeat(jnp.arange(beams), candidates // beams)
 
     def step(carry: State, place: Array) -> tuple[State, Array]:
@@ -127,11 +129,12 @@ def best_finished(scores: Num[Array, "*b n"], possible: Bool[Array, "*b n"]) -> 
     """Place of the highest score among the possible ones; among all, if none is possible.
 
     Args:
-        scores: of the candidates.
+        scores: of the candidates; NaN loses to every number.
         possible: which of them may be taken.
 
     Returns:
         Places.
     """
-    allowed = possible | ~jnp.any(possible, axis=-1, keepdims=True)
-    return jnp.argmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
+    possible = jnp.where(jnp.any(possible, axis=-1, keepdims=True), possible, True)
+    order = jnp.lexsort((-scores, ~possible), axis=-1)  # stable, NaN behind every number
+    return order[..., 0]

@@ -109,3 +109,14 @@ def test_choosing():
     assert int(best_finished(scores, jnp.zeros(5, bool))) == 1
     with pytest.raises(ValueError, match="candidates: expected a multiple"):
         value_guided_beam(jax.random.key(0), START, lock(), 5, 2, 1)
+
+
+def test_a_score_that_is_no_number_is_not_chosen():
+    scores = jnp.asarray([jnp.nan, 1.0, 2.0, -jnp.inf])
+    possible = jnp.asarray([True, True, False, True])
+    assert int(best_finished(scores, possible)) == 1
+    assert int(best_finished(scores, jnp.zeros(4, bool))) == 2
+    # The only possible one, whatever its score.
+    assert int(best_finished(scores, jnp.asarray([False, False, False, True]))) == 3
+    with pytest.raises(ValueError, match="max_steps: expected at least 1, got 0"):
+        value_guided_beam(jax.random.key(0), START, lock(), 6, 2, 0)
