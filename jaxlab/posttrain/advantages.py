@@ -138,18 +138,20 @@ def reinforce_pp_advantages(
     """Returns to go, whitened over the whole batch.
 
     Args:
-        rewards: per token.
+        rewards: per token; NaN in a row that cannot be scored.
         mask: 1 where the policy chose the token.
-        gamma: discount per chosen token.
-        baseline_group: subtract the mean total reward of each group of so many rows first.
+        gamma: discount per chosen token; without a `baseline_group`.
+        baseline_group: every token gets the total reward of its row, minus the mean of each group
+            of so many rows, in place of its return to go.
 
     Returns:
-        Advantages per token.
+        Advantages per token, 0 in rows that cannot be scored.
 
     Reference: Hu 2025, REINFORCE++, eq. 5 and 6.
     """
+    totals = jnp.sum(select(rewards, mask), axis=1)
+    mask = jnp.where(jnp.isnan(totals)[:, None], jnp.zeros_like(mask), mask)
     if baseline_group is not None:
-        totals = jnp.sum(select(rewards, mask), axis=1)
         centred = dr_grpo_advantages(totals, baseline_group)
         spread = jnp.broadcast_to(centred[:, None], mask.shape)
         return jax.lax.stop_gradient(masked_whiten(spread, mask))

@@ -173,8 +173,7 @@ def advantages_of(
         Advantages.
     """
     if config.estimator == "reinforce_pp":
-        given = jnp.where(jnp.isnan(rewards), 0, rewards)
-        return estimators.reinforce_pp_advantages(estimators.terminal_rewards(given, mask), mask)
+        return estimators.reinforce_pp_advantages(estimators.terminal_rewards(rewards, mask), mask)
     estimate = {
         "grpo": estimators.grpo_advantages,
         "dr_grpo": estimators.dr_grpo_advantages,

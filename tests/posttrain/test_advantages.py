@@ -106,3 +106,22 @@ def test_steps():
     assert float(advantages.sum()) == pytest.approx(1.0 - 0.4)
     tokens = posttrain.broadcast_steps(advantages, jnp.asarray([[0, 0, 1, 2, 3, -1]]))
     np.testing.assert_allclose(tokens, [[0.1, 0.1, -0.3, 0.8, 0, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("baseline_group", [None, 4])
+def test_rows_that_cannot_be_scored_take_no_part_in_whitening(baseline_group):
+    rewards = jnp.asarray([1.0, jnp.nan, 0.0, 4.0, 2.0, jnp.nan, -1.0, 0.0])
+    mask = jnp.tile(jnp.asarray(MASK), (2, 1)).at[2::4].set(1)
+    estimate = jax.jit(
+        lambda r, m: posttrain.reinforce_pp_advantages(
+            posttrain.terminal_rewards(r, m), m, baseline_group=baseline_group
+        )
+    )
+    got = np.asarray(estimate(rewards, mask), np.float64)
+    counts = (np.asarray(mask) > 0) & np.isfinite(np.asarray(rewards))[:, None]
+    table = np.asarray(rewards).reshape(2, 4)
+    level = np.nanmean(table, axis=1) if baseline_group else np.zeros(2)
+    centred = (table - level[:, None]).reshape(-1, 1) * np.ones((1, 5))
+    chosen = centred[counts]
+    np.testing.assert_allclose(got[counts], (chosen - chosen.mean()) / chosen.std(), atol=1e-5)
+    np.testing.assert_array_equal(got[~counts], 0)
