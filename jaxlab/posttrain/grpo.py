@@ -56,7 +56,7 @@ class Config:
     length: int | None = None  # most tokens of a completion; the task's longest solution if None
     estimator: Estimator = "grpo"
     surrogate: Surrogate = "ppo"
-    level: Level = "token"  # of the ratio
+    level: Level = "token"  # of the ratio; "cispo" knows no other
     mode: Mode = "token_mean"  # of the aggregation; with "_norm" the constant is the length
     kl: Divergence = "none"  # tie to the initial policy, weighted by kl_coef
     epochs: int = 1  # passes over the samples of a step
@@ -83,6 +83,10 @@ class Config:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"length: expected at least 1, got {self.length}")
+        if self.surrogate == "cispo" and self.level != "token":
+            raise ValueError(f'level: expected "token" with surrogate "cispo", got {self.level!r}')
         if self.prompts % self.minibatches:
             raise ValueError(
                 f"minibatches: expected a divisor of prompts {self.prompts}, got {self.minibatches}"

@@ -162,10 +162,12 @@ def test_the_first_gradient_is_reinforce_on_the_same_samples():
 def test_refusals():
     for field, value in (
         ("estimator", "ppo"), ("surrogate", "dpo"), ("level", "row"), ("mode", "mean"),
-        ("kl", "k1"), ("prompts", 0), ("minibatches", 3),
+        ("kl", "k1"), ("prompts", 0), ("minibatches", 3), ("length", 0),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"{field}: expected"):
             grpo.Config(**{field: value})
+    with pytest.raises(ValueError, match='level: expected "token" with surrogate "cispo"'):
+        grpo.Config(surrogate="cispo", level="sequence")
     with pytest.raises(ValueError, match="task: expected"):
         grpo.make(tasks.chain.make(), MODEL, start)
 
