@@ -15,7 +15,7 @@ Axis = int | tuple[int, ...] | None
 
 
 def select(x: Num[Array, "*b"], mask: Num[Array, "*b"]) -> Float[Array, "*b"]:
-    """Zero where nothing counts; at least float32.
+    """Zero where nothing counts; in float32.
 
     Args:
         x: values.
