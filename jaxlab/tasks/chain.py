@@ -122,11 +122,11 @@ def sample(key: Key[Array, ""], config: Config) -> tuple[Problem, Bool[Array, ""
     """
     keys = jax.random.split(key, 3)
     n = config.n_steps
-    start = jax.random.randint(keys[0], (), 0, config.p)
+    start = jax.random.randint(keys[0], (), 0, config.p, jnp.int32)
     table = jnp.asarray(config.operators, jnp.int32)
-    operator = table[jax.random.randint(keys[1], (n,), 0, len(config.operators))]
+    operator = table[jax.random.randint(keys[1], (n,), 0, len(config.operators), jnp.int32)]
     least = jnp.where((operator == TIMES) & config.avoid_collapse, 1, 0)
-    operand = jax.random.randint(keys[2], (n,), least, config.p)
+    operand = jax.random.randint(keys[2], (n,), least, config.p, jnp.int32)
 
     def step(x: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
         x = apply_operator(pair[0], x, pair[1], config.p)

@@ -112,10 +112,10 @@ def sample(key: Key[Array, ""], config: Config) -> tuple[Problem, Bool[Array, ""
     """
     numbers, steps = jax.random.split(key)
     if config.target is None:
-        numbers = jax.random.randint(numbers, (config.k,), config.low, config.high + 1)
+        numbers = jax.random.randint(numbers, (config.k,), config.low, config.high + 1, jnp.int32)
         return _play(steps, numbers, config), jnp.asarray(True)
     shape = (config.tries, config.k)
-    drawn = jax.random.randint(numbers, shape, config.low, config.high + 1)
+    drawn = jax.random.randint(numbers, shape, config.low, config.high + 1, jnp.int32)
     good = _within_reach(drawn, config)
     return _play(steps, drawn[jnp.argmax(good)], config), jnp.any(good)
 
@@ -133,7 +133,7 @@ def _play(key: Key[Array, ""], numbers: Int[Array, " k"], config: Config) -> Pro
     state, steps = numbers, []
     for i in range(config.k - 1):
         rest, valid = exact.successors(state, config.cap)
-        logits = jnp.where(valid & _within_reach(rest, config), 0.0, -jnp.inf)
+        logits = jnp.where(valid & _within_reach(rest, config), jnp.float32(0), -jnp.inf)
         choice = jax.random.categorical(jax.random.fold_in(key, i), logits)
         left, right, operator = (jnp.asarray(x) for x in exact.actions(state.shape[0]))
         steps.append(

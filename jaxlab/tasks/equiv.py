@@ -108,11 +108,11 @@ def sample(key: Key[Array, ""], config: Config) -> tuple[Problem, Bool[Array, ""
     """
     tops, bottoms, ops, reference, solution = jax.random.split(key, 5)
     shape = (config.tries, 2)
-    num = jax.random.randint(tops, shape, 1, config.largest + 1)
+    num = jax.random.randint(tops, shape, 1, config.largest + 1, jnp.int32)
     table = jnp.asarray(config.denominators, jnp.int32)
-    den = table[jax.random.randint(bottoms, shape, 0, len(config.denominators))]
+    den = table[jax.random.randint(bottoms, shape, 0, len(config.denominators), jnp.int32)]
     table = jnp.asarray(config.operators, jnp.int32)
-    operator = table[jax.random.randint(ops, shape[:1], 0, len(config.operators))]
+    operator = table[jax.random.randint(ops, shape[:1], 0, len(config.operators), jnp.int32)]
     (a, c), (b, d) = num.T, den.T
     top = jnp.select([operator == PLUS, operator == MINUS], [a * d + c * b, a * d - c * b], a * c)
     common = jnp.maximum(jnp.gcd(jnp.abs(top), b * d), 1)
@@ -133,7 +133,7 @@ def sample(key: Key[Array, ""], config: Config) -> tuple[Problem, Bool[Array, ""
 def _draw_format(key: Array, mix: Mix) -> tuple[Array, Array]:
     which, factor = jax.random.split(key)
     style = jax.random.choice(which, FORMATS, p=jnp.asarray(mix, jnp.float32))
-    return style.astype(jnp.int32), jax.random.randint(factor, (), 2, 4)
+    return style.astype(jnp.int32), jax.random.randint(factor, (), 2, 4, jnp.int32)
 
 
 def identity(problem: Problem) -> Int[Array, " n"]:

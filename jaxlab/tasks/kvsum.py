@@ -99,9 +99,9 @@ def sample(key: Key[Array, ""], config: Config) -> tuple[Problem, Bool[Array, ""
     """
     names, values, queries = jax.random.split(key, 3)
     keys = jax.random.permutation(names, KEYS)[: config.n_keys].astype(jnp.int32)
-    table = jax.random.randint(values, (config.n_keys,), 0, config.p)
+    table = jax.random.randint(values, (config.n_keys,), 0, config.p, jnp.int32)
     shape = (config.turns, config.keys_per_turn)
-    asked = jax.random.randint(queries, shape, 0, config.n_keys)
+    asked = jax.random.randint(queries, shape, 0, config.n_keys, jnp.int32)
     sums = jnp.cumsum(jnp.sum(table[asked], axis=1)).astype(jnp.int32) % config.p
     return Problem(keys, table, asked, sums), jnp.asarray(True)
 
@@ -192,7 +192,9 @@ def turn_scores(problem: Problem, completion: Int[Array, " T"], config: Config) 
 
     Reference: Sinha et al. 2025, The Illusion of Diminishing Returns, section 2.
     """
-    start = config.keys_per_turn + 1 + config.turn_length * jnp.arange(config.turns)
+    start = (
+        config.keys_per_turn + 1 + config.turn_length * jnp.arange(config.turns, dtype=jnp.int32)
+    )
     written, good = read_digits(completion, start, config.width)
     absolute = good & (written == problem.sums)
     increment = jnp.sum(problem.values[problem.queries], axis=1).astype(jnp.int32)
@@ -242,7 +244,8 @@ def inject(
             all later sums contain.
 
     Returns:
-        One sum per turn, for `completion_of`. A wrong one is never equal to the right one.
+        One sum per turn, for `completion_of`. An independent wrong one is never the true sum;
+        accumulated errors may cancel.
 
     Raises:
         ValueError: an unknown mode.
@@ -252,8 +255,8 @@ def inject(
     if mode not in get_args(Mode):
         raise ValueError(f"mode: expected one of {get_args(Mode)}, got {mode!r}")
     which, how = jax.random.split(key)
-    wrong = jax.random.uniform(which, (config.turns,)) < rate
-    offset = jnp.where(wrong, jax.random.randint(how, (config.turns,), 1, config.p), 0)
+    wrong = jax.random.uniform(which, (config.turns,), jnp.float32) < rate
+    offset = jnp.where(wrong, jax.random.randint(how, (config.turns,), 1, config.p, jnp.int32), 0)
     if mode == "accumulating":
         offset = jnp.cumsum(offset).astype(jnp.int32)
     return (problem.sums + offset) % config.p

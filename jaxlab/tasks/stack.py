@@ -97,21 +97,22 @@ def sample(key: Key[Array, ""], config: Config) -> tuple[Problem, Bool[Array, ""
     copies = jnp.all(tables == x[None], axis=1) | jnp.all(tables == y[None], axis=1)
     good = ~(constant | copies)
     chosen = jnp.argmax(good)
-    places = jax.random.permutation(shown, machine.MODULUS**2)[: config.examples]
+    order = jax.random.permutation(shown, machine.MODULUS**2)
+    places = order[: config.examples].astype(jnp.int32)
     return Problem(drawn[chosen], lengths[chosen], tables[chosen], places), jnp.any(good)
 
 
 def _draw_program(key: Key[Array, ""], config: Config) -> tuple[Array, Array]:
     """A random program that runs and leaves one value."""
     how_long, ops = jax.random.split(key)
-    length = jax.random.randint(how_long, (), 1, config.max_length + 1)
+    length = jax.random.randint(how_long, (), 1, config.max_length + 1, jnp.int32)
 
     def step(depth: Array, place: Array) -> tuple[Array, Array]:
         after = depth + jnp.asarray(machine.CHANGE)
         fits = (jnp.asarray(machine.ARITY) <= depth) & (after >= 1) & (after <= machine.CAPACITY)
         # From depth d it takes |d - 1| operations to come back to one value.
         fits = fits & (jnp.abs(after - 1) <= length - 1 - place)
-        logits = jnp.where(fits | (place >= length), 0.0, -jnp.inf)
+        logits = jnp.where(fits | (place >= length), jnp.float32(0), -jnp.inf)
         opcode = jax.random.categorical(jax.random.fold_in(ops, place), logits).astype(jnp.int32)
         return jnp.where(place < length, after[opcode], depth), opcode
 

@@ -133,19 +133,21 @@ def sample(key: Key[Array, ""], config: Config) -> tuple[Problem, Bool[Array, ""
     a, b, op, place, change, failing, noise = jax.random.split(key, 7)
 
     def operand(key: Array, count: int) -> Array:
-        return jax.random.randint(key, (), 0 if count == 1 else 10 ** (count - 1), 10**count)
+        return jax.random.randint(
+            key, (), 0 if count == 1 else 10 ** (count - 1), 10**count, jnp.int32
+        )
 
     left, right = operand(a, config.first_digits), operand(b, config.second_digits)
     table = jnp.asarray(config.operators, jnp.int32)
-    operator = table[jax.random.randint(op, (), 0, len(config.operators))]
+    operator = table[jax.random.randint(op, (), 0, len(config.operators), jnp.int32)]
     swap = (operator == MINUS) & (left < right)
     left, right = jnp.where(swap, right, left), jnp.where(swap, left, right)
     answer, _ = calculate(operator, left, right)
-    power = 10 ** jax.random.randint(place, (), 0, config.answer_width)
+    power = 10 ** jax.random.randint(place, (), 0, config.answer_width, jnp.int32)
     old = (answer // power) % 10
-    new = (old + jax.random.randint(change, (), 1, 10)) % 10
-    fails = (jax.random.uniform(failing) < config.tool_fail_prob).astype(jnp.int32)
-    random = jax.random.randint(noise, (), 0, 10**config.answer_width)
+    new = (old + jax.random.randint(change, (), 1, 10, jnp.int32)) % 10
+    fails = (jax.random.uniform(failing, (), jnp.float32) < config.tool_fail_prob).astype(jnp.int32)
+    random = jax.random.randint(noise, (), 0, 10**config.answer_width, jnp.int32)
     wrong = answer + (new - old) * power
     return Problem(left, operator, right, answer, wrong, fails, random), jnp.asarray(True)
 

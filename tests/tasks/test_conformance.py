@@ -159,3 +159,21 @@ def test_compact_environments_force_the_same_tokens(task, draw):
     narrow = np.asarray(forced_by(small, problem, small.solution(problem)))
     want = np.where(wide < 0, -1, np.asarray(tasks.compact_vocab(task.used).to_compact)[wide])
     np.testing.assert_array_equal(narrow, want)
+
+
+def test_problems_are_the_same_integers_with_x64(task):
+    def everything(key):
+        problem, _ = task.sample(key)
+        solution = task.solution(problem)
+        mask = tasks.policy_mask(task, problem, solution)
+        verdicts = task.outcome(problem, solution), task.reward(problem, solution)
+        return problem, task.prompt(problem), solution, mask, verdicts
+
+    keys = jax.random.split(jax.random.key(3), 4)
+    want = jax.vmap(everything)(keys)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        got = jax.vmap(everything)(keys)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert all(leaf.dtype == jnp.int32 for leaf in jax.tree.leaves(got[0]))
