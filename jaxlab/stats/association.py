@@ -75,7 +75,10 @@ def partial_correlation(
         Fisher 1924, The distribution of the partial correlation coefficient.
     """
     xy, xz, yz = pearson(x, y), pearson(x, given), pearson(y, given)
-    scale = safe_sqrt(jnp.maximum((1 - xz**2) * (1 - yz**2), 0))
+    left = (1 - xz**2, 1 - yz**2)  # shares of the variance that are not explained
+    # Of what is explained entirely, rounding leaves a few units of the last place.
+    explained = jnp.minimum(*left) <= 32 * jnp.finfo(xy.dtype).eps
+    scale = safe_sqrt(jnp.where(explained, 0, left[0] * left[1]))
     return jnp.where(scale == 0, jnp.nan, (xy - xz * yz) / jnp.where(scale == 0, 1.0, scale))
 
 

@@ -87,3 +87,13 @@ def test_refusals(key):
         pearson(jnp.arange(3.0), jnp.arange(4.0))
     with pytest.raises(ValueError, match=r"x, y: expected one shape \[G, m\]"):
         cluster_bootstrap(key, jnp.arange(3.0), jnp.arange(3.0), pearson)
+
+
+def test_what_the_third_measurement_explains_has_no_partial_correlation():
+    given, other = jnp.asarray(np.random.default_rng(4).normal(size=(2, 200, 20)), jnp.float32)
+    line = 3 * given + 1  # correlated up to rounding
+    assert np.isnan(partial_correlation(line, other, given)).all()
+    assert np.isnan(partial_correlation(other, line, given)).all()
+    assert np.isnan(partial_correlation(line, -2 * given, given)).all()
+    assert np.isnan(partial_correlation(other, other + given, other)).all()
+    assert np.isfinite(partial_correlation(line + 0.1 * other, other, given)).all()
