@@ -60,6 +60,8 @@ class Config:
             raise ValueError(f'style: expected "infix" or "postfix", got {self.style!r}')
         if self.style == "postfix" and self.high > 9:
             raise ValueError(f"high: expected one digit in postfix style, got {self.high}")
+        if self.tries < 1:
+            raise ValueError(f"tries: expected at least 1, got {self.tries}")
         if self.target is not None and not 0 <= self.target <= self.cap:
             raise ValueError(f"target: expected 0 to cap {self.cap}, got {self.target}")
 

@@ -67,6 +67,8 @@ class Config:
             )
         if not self.operators or not set(self.operators) <= set(OPERATORS):
             raise ValueError(f"operators: expected some of {OPERATORS}, got {self.operators}")
+        if self.tries < 1:
+            raise ValueError(f"tries: expected at least 1, got {self.tries}")
         for name in ("reference_mix", "solution_mix"):
             mix = getattr(self, name)
             if len(mix) != FORMATS or min(mix) < 0 or abs(sum(mix) - 1) > 1e-6:

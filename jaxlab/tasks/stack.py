@@ -47,6 +47,8 @@ class Config:
             raise ValueError(f"max_length: expected at least 1, got {self.max_length}")
         if not 1 <= self.examples <= 100:
             raise ValueError(f"examples: expected 1 to 100, got {self.examples}")
+        if self.tries < 1:
+            raise ValueError(f"tries: expected at least 1, got {self.tries}")
         if sorted(self.permutation) != list(range(machine.OPCODES)):
             raise ValueError(f"permutation: expected one of 0, ..., 15, got {self.permutation}")
 

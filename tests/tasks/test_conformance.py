@@ -177,3 +177,9 @@ def test_problems_are_the_same_integers_with_x64(task):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     assert all(leaf.dtype == jnp.int32 for leaf in jax.tree.leaves(got[0]))
+
+
+@pytest.mark.parametrize("module", [tasks.countdown, tasks.equiv, tasks.stack])
+def test_no_draws_are_refused(module):
+    with pytest.raises(ValueError, match="tries: expected at least 1, got 0"):
+        module.Config(tries=0)
