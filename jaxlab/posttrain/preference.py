@@ -1,8 +1,9 @@
 """Losses on pairs of a chosen and a rejected completion, and on labelled single ones.
 
 All take log-probabilities of whole completions (`sequence_log_prob`) of the policy, and where there
-is a reference, of it; those are constants. With policy = reference DPO is ln 2 for every beta, IPO
-1 / (4 beta^2), KTO 1/2.
+is a reference, of it; those are constants. All have one shape [B]: [B] and [B, 1] would broadcast
+to [B, B], and are refused. With policy = reference DPO is ln 2 for every beta, IPO 1 / (4 beta^2),
+KTO 1/2.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
+
+from jaxlab.values.arrays import check_same_shape
 
 Metrics = dict[str, Float[Array, ""]]
 Scalar = float | Float[Array, ""]
@@ -53,6 +56,7 @@ def bradley_terry_loss(
     Reference: Bradley & Terry 1952; Touvron et al. 2023, Llama 2, eq. 1 (margin); Eisenstein et al.
     2023, Helping or Herding?, section 3 (centring).
     """
+    check_same_shape(chosen=chosen, rejected=rejected)
     difference = chosen - rejected
     loss = -jnp.mean(jax.nn.log_sigmoid(difference - margin))
     loss = loss + centring * jnp.mean((chosen + rejected) ** 2)
@@ -86,7 +90,7 @@ def dpo_loss(
         alpha: order of the alpha-divergence.
 
     Returns:
-        The loss and the metrics of pairs; the gradient of a step at the reference is
+        The loss and the metrics of pairs; by default, the gradient of a step at the reference is
         -beta/2 (grad chosen - grad rejected).
 
     Raises:
@@ -96,6 +100,12 @@ def dpo_loss(
     Reference: Rafailov et al. 2023, Direct Preference Optimization, eq. 7; Mitchell 2023
     (conservative); Chowdhury et al. 2024 (robust); Wang et al. 2024, Beyond Reverse KL.
     """
+    check_same_shape(
+        chosen=chosen,
+        rejected=rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+    )
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, got {kind!r}")
     if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
@@ -160,6 +170,14 @@ def ipo_loss(
     Reference: Azar et al. 2023, A General Theoretical Paradigm, eq. 17; per token, as its authors
     confirmed.
     """
+    check_same_shape(
+        chosen=chosen,
+        rejected=rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+        chosen_count=chosen_count,
+        rejected_count=rejected_count,
+    )
     up = (chosen - jax.lax.stop_gradient(reference_chosen)) / chosen_count
     down = (rejected - jax.lax.stop_gradient(reference_rejected)) / rejected_count
     margin = up - down
@@ -198,6 +216,13 @@ def kto_loss(
 
     Reference: Ethayarajh et al. 2024, KTO, eq. 8.
     """
+    check_same_shape(
+        log_probs=log_probs,
+        reference=reference,
+        desirable=desirable,
+        mismatched=mismatched,
+        mismatched_reference=mismatched_reference,
+    )
     if log_probs.shape[0] < 2:
         raise ValueError(f"log_probs: expected at least 2 rows, got {log_probs.shape[0]}")
     distance = jnp.mean(mismatched - mismatched_reference)
@@ -244,6 +269,9 @@ def orpo_loss(
     Pitfall: the odds are those of the mean log-probability; those of the sum vanish for long
     completions.
     """
+    check_same_shape(
+        chosen=chosen, rejected=rejected, chosen_count=chosen_count, rejected_count=rejected_count
+    )
     up, down = chosen / chosen_count, rejected / rejected_count
     odds = (up - down) - (log1mexp(up) - log1mexp(down))
     loss = jnp.mean(-up - weight * jax.nn.log_sigmoid(odds))
@@ -274,6 +302,9 @@ def simpo_loss(
 
     Reference: Meng et al. 2024, SimPO, eq. 6.
     """
+    check_same_shape(
+        chosen=chosen, rejected=rejected, chosen_count=chosen_count, rejected_count=rejected_count
+    )
     margin = beta * (chosen / chosen_count - rejected / rejected_count)
     loss = -jnp.mean(jax.nn.log_sigmoid(margin - gamma))
     return loss, _pair_metrics(chosen, rejected, margin)
@@ -301,6 +332,7 @@ def cpo_loss(
 
     Reference: Xu et al. 2024, Contrastive Preference Optimization, eq. 5.
     """
+    check_same_shape(chosen=chosen, rejected=rejected, chosen_count=chosen_count)
     margin = beta * (chosen - rejected)
     loss = jnp.mean(-jax.nn.log_sigmoid(margin) - alpha * chosen / chosen_count)
     return loss, _pair_metrics(chosen, rejected, margin)

@@ -194,3 +194,23 @@ def test_numbers_that_the_loss_would_divide_by_are_refused():
             posttrain.dpo_loss(*four, kind="robust", label_smoothing=smoothing)
     with pytest.raises(ValueError, match="alpha: expected another number than 1"):
         posttrain.dpo_loss(*four, divergence="alpha", alpha=1)
+
+
+@pytest.mark.parametrize(
+    "loss, count",
+    [
+        (posttrain.bradley_terry_loss, 2),
+        (posttrain.dpo_loss, 4),
+        (posttrain.ipo_loss, 6),
+        (posttrain.kto_loss, 5),
+        (posttrain.orpo_loss, 4),
+        (posttrain.simpo_loss, 4),
+        (posttrain.cpo_loss, 3),
+    ],
+)
+def test_shapes_that_would_broadcast_are_refused(loss, count):
+    args = [LW, LL, LW < LL, RW, RL] if count == 5 else [LW, LL, NW, NL, NW, NL][:count]
+    for place in range(1, count):
+        wrong = [a[:, None] if i == place else a for i, a in enumerate(args)]
+        with pytest.raises(ValueError, match=r": expected the shape of .*, \(6,\), got \(6, 1\)"):
+            loss(*wrong)
