@@ -96,9 +96,8 @@ def exponential_weights(
     if normalize == "none":
         weights = jnp.exp(scaled)
     else:
-        size = group or scores.shape[0]
-        if scores.shape[0] % size:
-            raise ValueError(f"group: expected a divisor of {scores.shape[0]} rows, got {group}")
+        size = scores.shape[0] if group is None else group
+        _check_group(scores.shape[0], size)
         weights = size * jax.nn.softmax(scaled.reshape(-1, size), axis=1).reshape(-1)
     return weights if clip is None else jnp.minimum(weights, clip)
 
@@ -154,8 +153,12 @@ def select_correct(
 
     Reference: Yuan et al. 2023 (rejection sampling fine-tuning); Zelikman et al. 2022, STaR.
 
+    Raises:
+        ValueError: groups that do not fit.
+
     Pitfall: prompts without a right completion add nothing; report their share.
     """
+    _check_group(correct.shape[0], group)
     table = correct.reshape(-1, group)
     draws = jax.random.uniform(key, table.shape)
     priority = jnp.where(table, draws, 2.0)
@@ -175,8 +178,17 @@ def first_of_equals(
 
     Returns:
         1 for the first of each kind, 0 for its copies.
+
+    Raises:
+        ValueError: groups that do not fit.
     """
+    _check_group(tokens.shape[0], group)
     seen = jnp.where(mask > 0, tokens, -1).reshape(-1, group, tokens.shape[1])
     same = jnp.all(seen[:, :, None, :] == seen[:, None, :, :], axis=-1)
     earlier = jnp.tril(jnp.ones((group, group), bool), -1)
     return (~jnp.any(same & earlier[None], axis=2)).astype(jnp.float32).reshape(-1)
+
+
+def _check_group(rows: int, group: int) -> None:
+    if group < 1 or rows % group:
+        raise ValueError(f"group: expected a divisor of {rows} rows, got {group}")

@@ -112,3 +112,15 @@ def test_ids_that_cannot_occur_cost_nothing_without_smoothing():
         np.testing.assert_allclose(got, want, rtol=1e-6)
         np.testing.assert_allclose(slope[..., jnp.asarray([0, 1, 2, 4])], there, atol=1e-6)
         np.testing.assert_array_equal(slope[..., 3], 0.0)
+
+
+@pytest.mark.parametrize("group", [0, 3])
+def test_groups_that_do_not_fit_are_refused(group):
+    right, key = jnp.ones(4, bool), jax.random.key(0)
+    for use in (
+        lambda: posttrain.select_correct(key, right, group, 1),
+        lambda: posttrain.first_of_equals(TOKENS, MASK, group),
+        lambda: posttrain.exponential_weights(jnp.ones(4), normalize="group", group=group),
+    ):
+        with pytest.raises(ValueError, match=f"group: expected a divisor of 4 rows, got {group}"):
+            use()
