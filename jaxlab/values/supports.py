@@ -134,10 +134,15 @@ class Support:
             return jnp.sum(probs * jnp.broadcast_to(self.locations, probs.shape), axis=-1)
         half = self.num_bins // 2
         upper = jnp.asarray(self._offsets()[-half:], jnp.float32)  # the lower half mirrors it
+        middle: float | Array = self.centre
         if self.unbiased:
-            upper = self.locations[-half:]
+            # A mirror image too, if the transform is odd; what it is off by, otherwise.
+            grid = self.locations
+            upper = 0.5 * (grid - jnp.flip(grid))[-half:]
+            off = jnp.broadcast_to(0.5 * (grid + jnp.flip(grid)), probs.shape)
+            middle = jnp.sum(probs * off, axis=-1)
         pairs = probs[..., -half:] - jnp.flip(probs[..., :half], axis=-1)
-        return self.centre + jnp.sum(pairs * jnp.broadcast_to(upper, pairs.shape), axis=-1)
+        return middle + jnp.sum(pairs * jnp.broadcast_to(upper, pairs.shape), axis=-1)
 
     def _offsets(self) -> np.ndarray:
         return (np.arange(self.num_bins) - 0.5 * (self.num_bins - 1)) * self.spacing

@@ -310,3 +310,16 @@ def test_gradients_do_not_see_what_a_mask_hides():
     slope = jax.grad(lambda x: values.quantile_huber_loss(x, tau, nan, mask=mask)[0])(logits)
     # Errors 1/2 and -1/2, each weighed by one half.
     np.testing.assert_allclose(slope, [[-0.25, 0.25], [0.0, 0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bins", [6, 7])
+def test_the_mean_on_a_grid_of_a_transform_that_is_not_odd(bins):
+    tx = values.Transform(lambda y: jnp.log(y + 5), lambda z: jnp.exp(z) - 5)
+    support = values.Support(-2.0, 2.0, bins, tx=tx, unbiased=True)
+    probs = np.random.default_rng(0).dirichlet(np.ones(bins), 20)
+    grid = np.exp(np.linspace(-2.0, 2.0, bins)) - 5
+    got = support.expectation(jnp.asarray(probs, jnp.float32))
+    np.testing.assert_allclose(got, probs @ grid, rtol=1e-5, atol=1e-5)
+    targets = jnp.array([-4.5, -1.0, 2.0])
+    back = support.expectation(values.two_hot(targets, support))
+    np.testing.assert_allclose(back, targets, rtol=1e-5)
