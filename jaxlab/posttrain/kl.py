@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlab.values.arrays import check_same_shape
+
 Kind = Literal["k1", "k2", "k3"]
 LIMIT = 20.0  # of exponents
 
@@ -36,7 +38,7 @@ def kl_estimate(
         Estimates: k1 and k3 are unbiased, k3 is never negative, k2 is biased.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or shapes that differ.
 
     Reference: Schulman 2020, Approximating KL Divergence.
 
@@ -45,6 +47,7 @@ def kl_estimate(
     for name, asked in (("kind", kind), ("gradient", gradient or kind)):
         if asked not in get_args(Kind):
             raise ValueError(f"{name}: expected one of {', '.join(get_args(Kind))}, got {asked!r}")
+    check_same_shape(log_probs=log_probs, reference=reference)
     value = _estimate(log_probs, reference, kind)
     if gradient is None:
         return value

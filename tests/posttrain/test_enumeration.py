@@ -274,3 +274,8 @@ def test_k3_is_accurate_and_not_negative_next_to_the_reference():
         assert (got >= 0).all()
         # To the rounding of d, where exp(-d) - 1 would have that of 1.
         np.testing.assert_allclose(got, exact, rtol=0, atol=5e-7 * size)
+
+
+def test_estimates_refuse_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match=r"reference: expected the shape of log_probs, \(3,\)"):
+        posttrain.kl_estimate(jnp.zeros(3), jnp.zeros((3, 1)))
