@@ -32,7 +32,8 @@ def gaussian_nll(
     Reference:
         Chua et al. 2018 (PETS), section 3 (twice their loss, less the constant).
     """
-    error2 = _error(mean, target) ** 2
+    error2 = _error(mean, target, mask) ** 2
+    logvar = _counted(logvar, mask)
     nll = jnp.mean(error2 * jnp.exp(-logvar) + logvar, axis=-1)
     per_member = _row_mean(nll, mask)
     metrics = {
@@ -57,7 +58,7 @@ def mse_loss(
     Returns:
         Mean over members and rows; metric "mse", the mean over dimensions too.
     """
-    loss = jnp.mean(_row_mean(jnp.sum(_error(pred, target) ** 2, axis=-1), mask))
+    loss = jnp.mean(_row_mean(jnp.sum(_error(pred, target, mask) ** 2, axis=-1), mask))
     return loss, {"mse": loss / target.shape[-1]}
 
 
@@ -190,7 +191,7 @@ def weighted_squared_error(
         "effective_dims", (sum w)^2 / sum w^2 of the mean weights: o if all dimensions weigh the
         same, 1 if only one counts, 0 if none does.
     """
-    weighted = jnp.broadcast_to(weights, pred.shape) * _error(pred, next_obs) ** 2
+    weighted = jnp.broadcast_to(weights, pred.shape) * _error(pred, next_obs, mask) ** 2
     loss = jnp.mean(_row_mean(jnp.sum(weighted, axis=-1), mask))
     leading = tuple(range(pred.ndim - 2))
     mean_weights = _row_mean(weights.T, mask)
@@ -228,7 +229,7 @@ def taylor_value_aware_loss(
     Pitfall:
         Every prediction on a hyperplane through the real next state is optimal.
     """
-    error = _error(pred, next_obs)
+    error = _error(pred, next_obs, mask)
     gradients = jax.lax.stop_gradient(g if g.ndim == 3 else g[None])  # [J, B, o]
     first_order = jnp.einsum("...bd,jbd->j...b", error, gradients)
     return _squared_value_loss(first_order, mask)
@@ -258,7 +259,8 @@ def iter_value_aware_loss(
     Pitfall:
         The gradient is the value's at the predicted state: any point of the same value is optimal.
     """
-    return _squared_value_loss(_value_difference(value_fn, pred, next_obs), mask)
+    difference = _value_difference(value_fn, pred, next_obs, mask)
+    return _squared_value_loss(difference, mask)
 
 
 def value_error(
@@ -278,10 +280,11 @@ def value_error(
     Returns:
         Mean over critics, members and rows of |V_j(pred) - V_j(s')|.
     """
-    return jnp.mean(_row_mean(jnp.abs(_value_difference(value_fn, pred, next_obs)), mask))
+    difference = _value_difference(value_fn, pred, next_obs, mask)
+    return jnp.mean(_row_mean(jnp.abs(difference), mask))
 
 
-def _value_difference(value_fn: ValueFn, pred: Array, next_obs: Array) -> Array:
+def _value_difference(value_fn: ValueFn, pred: Array, next_obs: Array, mask: Array | None) -> Array:
     """V_j(pred) - V_j(s') as [J, *e, B], with the value function's own parameters held constant."""
     # Hoists the differentiated arrays that the closure captured, so that they can be frozen.
     frozen, captured = jax.closure_convert(value_fn, next_obs[0])
@@ -293,7 +296,7 @@ def _value_difference(value_fn: ValueFn, pred: Array, next_obs: Array) -> Array:
         )
         return jnp.moveaxis(flat, -1, 0).reshape((flat.shape[-1], *obs.shape[:-1]))
 
-    of_pred, of_real = values(pred), values(next_obs)
+    of_pred, of_real = values(_counted(pred, mask)), values(next_obs)
     real = of_real.reshape((of_real.shape[0],) + (1,) * (pred.ndim - 2) + of_real.shape[1:])
     return of_pred - jnp.broadcast_to(real, of_pred.shape)
 
@@ -303,8 +306,16 @@ def _squared_value_loss(difference: Array, mask: Array | None) -> tuple[Array, M
     return loss, {"value_error": jnp.mean(_row_mean(jnp.abs(difference), mask))}
 
 
-def _error(pred: Array, target: Array) -> Array:
-    return pred - jnp.broadcast_to(target, pred.shape)
+def _error(pred: Array, target: Array, mask: Array | None) -> Array:
+    return _counted(pred - jnp.broadcast_to(target, pred.shape), mask)
+
+
+def _counted(x: Float[Array, "*e B d"], mask: Bool[Array, " B"] | None) -> Float[Array, "*e B d"]:
+    """Zeros in the rows that do not count.
+
+    Without them a NaN would come back in the gradient, as 0 times the slope of the loss there.
+    """
+    return x if mask is None else jnp.where(jnp.broadcast_to(mask[:, None], x.shape), x, 0)
 
 
 def _row_mean(x: Float[Array, "*e B"], mask: Bool[Array, " B"] | None) -> Float[Array, "*e"]:

@@ -312,6 +312,10 @@ def test_masked_rows_and_member_axes(key, name):
     dirty = jnp.where(mask[:, None], next_obs, jnp.nan)
     want = loss(pred[:, :5], next_obs[:5], g[:5], None)
     np.testing.assert_allclose(loss(pred, dirty, g, mask), want, rtol=1e-5)
+    slope = jax.grad(loss)(pred, dirty, jnp.where(mask[:, None], g, jnp.nan), mask)
+    clean = jax.grad(loss)(pred[:, :5], next_obs[:5], g[:5], None)
+    np.testing.assert_allclose(slope[:, :5], clean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(slope[:, 5:], 0)
     if name != "nll":
         each = [loss(pred[m], next_obs, g, None) for m in range(4)]
         np.testing.assert_allclose(loss(pred, next_obs, g, None), np.mean(each), rtol=1e-5)
