@@ -42,7 +42,9 @@ def spectral_norm(
 
     def iterate(_: int, pair: tuple[Array, Array]) -> tuple[Array, Array]:
         v = _unit(pair[0] @ fixed)
-        return _unit(fixed @ v), v
+        image = fixed @ v
+        # A zero kernel has no leading vector, and zeros would stay for ever: the old one stays.
+        return jnp.where(jnp.sum(image**2) > 0, _unit(image), pair[0]), v
 
     with jax.default_matmul_precision("float32"):
         u, v = jax.lax.fori_loop(0, steps, iterate, (u, jnp.zeros(w.shape[1:], w.dtype)))
@@ -142,5 +144,4 @@ def lipschitz_upper_bound(params: MLPParams, beta: ArrayLike | None = None) -> F
 
 def _unit(x: Array) -> Array:
     square = jnp.sum(x**2)
-    # A zero kernel has no leading vector; any finite one will do.
     return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1))

@@ -35,6 +35,15 @@ def test_power_iteration_finds_the_largest_singular_value(key):
     assert float(nets.spectral_norm(jnp.zeros((2, 3)), jnp.ones(2), 1)[0]) == 0.0
 
 
+def test_a_kernel_that_starts_at_zero_is_bounded_once_it_moves(key):
+    u = jax.random.normal(key, (2,))
+    for _ in range(3):
+        sigma, u = nets.spectral_norm(jnp.zeros((2, 2)), u)
+        assert float(sigma) == 0.0
+    bounded, _ = nets.constrain(A, 2.0, u, 50)
+    np.testing.assert_allclose(np.linalg.norm(bounded, 2), 2.0, rtol=1e-5)
+
+
 def test_gradient_of_the_norm_is_the_leading_pair():
     u, _, vt = np.linalg.svd(np.asarray(A, np.float64))
     gradient = jax.grad(lambda w: nets.spectral_norm(w, jnp.ones(2), 60)[0])(A)
