@@ -107,9 +107,17 @@ def make(
         model = None
         if exact is None and data is not None:
             model = worldmodels.init(model_key, config.model, obs_dim, action_dim)
-            rows = data.reward.shape[0]
             model, _ = worldmodels.fit(
-                fit_key, model, data, rows, config.model, lr=scalars.model_lr, fit_config=config.fit
+                fit_key,
+                model,
+                data,
+                data.reward.shape[0],
+                config.model,
+                worldmodels.mse_objective
+                if config.model.deterministic
+                else worldmodels.nll_objective,
+                scalars.model_lr,
+                fit_config=config.fit,
             )
         return OfflineState(
             key=key,

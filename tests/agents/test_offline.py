@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab import envs, values
+from jaxlab import envs, values, worldmodels
 from jaxlab.agents import interaction, offline, sac
 from jaxlab.agents.offline_config import OfflineConfig, hyperparams
 from jaxlab.agents.sac import SACConfig
@@ -123,6 +123,22 @@ def test_a_learned_model_is_penalised_by_its_uncertainty():
     assert np.isin(start[:, 0], np.asarray(data().obs[:, 0])).all()
     # The reward was learned: it is 3 wherever the data are.
     assert plain[0].model is not None
+
+
+def test_a_deterministic_model_is_fitted_by_its_squared_error():
+    # States change by half the action, which a linear network can say.
+    config = dataclasses.replace(
+        LEARNED,
+        model=EnsembleConfig(members=2, elites=2, hidden=(), deterministic=True, weight_decay=0.0),
+        fit=FitConfig(batch_size=16, max_epochs=60),
+        penalty="pairwise",
+    )
+    init, _, _ = compiled(config, with_data=True)
+    state = init(jax.random.key(3), {"model_lr": 3e-2})
+    mean, logvar = worldmodels.apply(state.model, config.model, data().obs, data().action)
+    assert logvar is None
+    change = data().next_obs - data().obs
+    np.testing.assert_allclose(mean[..., :3], np.stack([change, change]), atol=0.02)
 
 
 @pytest.mark.slow
