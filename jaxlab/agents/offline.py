@@ -70,7 +70,7 @@ def make(
         env: without auto-reset; its initial states, rewards if known, and terminations are used,
             and it evaluates the policy. It is never stepped to learn, unless it is the model.
         config: structure, schedule and arm.
-        data: transitions [n], the same for every member; None for none.
+        data: transitions [n] of JAX or NumPy, the same for every member; None for none.
         step_fn: the exact model, if `env` is not one whose observation is its whole state.
         edge_of_reach: (t, next_obs) -> whether a next state, reached after t steps, is one that
             branches only end in; for the metrics and for `true_value`.
@@ -95,6 +95,7 @@ def make(
         branch begins anew from a start state instead.
     """
     _check(env, config, data)
+    data = jax.tree.map(jnp.asarray, data)  # NumPy's arrays know no traced index
     if true_value is not None and edge_of_reach is None:
         raise ValueError("edge_of_reach: expected a function together with true_value, got None")
     exact = (step_fn or exact_step_fn(env)) if config.exact_model else None

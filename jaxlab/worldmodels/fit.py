@@ -74,8 +74,8 @@ def fit(
     Args:
         key: random key.
         state: the model to go on from.
-        data: transitions with leading axis C; only the first `count` rows count.
-        count: number of valid rows, at least 2 (traced).
+        data: transitions with leading axis C, of JAX or NumPy; only the first `count` rows count.
+        count: number of valid rows, 2 to C; may be traced, and is not checked then.
         config: architecture.
         loss_fn: what a member minimises, see `jaxlab.worldmodels.objectives`.
         lr: learning rate (traced).
@@ -88,7 +88,7 @@ def fit(
         and the loss's own, "holdout_..."; holdout metrics are means over the elites.
 
     Raises:
-        ValueError: if the data do not have the model's dimensions.
+        ValueError: if the data do not have the model's dimensions, or not `count` rows.
 
     Reference:
         Chua et al. 2018 (PETS); Janner et al. 2019 (MBPO), appendix.
@@ -99,7 +99,8 @@ def fit(
         Under `vmap` a loop lasts as long as its slowest instance, and every instance's carry is
         selected at each turn: the data stay outside of the carry.
     """
-    _check(state, data)
+    _check(state, data, count)
+    data = jax.tree.map(jnp.asarray, data)  # NumPy's arrays know no traced index
     count = jnp.asarray(count, jnp.int32)
     capacity = data.reward.shape[0]
     split_key, train_key = jax.random.split(key)
@@ -214,10 +215,15 @@ def fit(
     return state, metrics
 
 
-def _check(state: ModelState, data: Transition) -> None:
+def _check(state: ModelState, data: Transition, count: int | Array) -> None:
     inputs = state.input_normalizer.mean.shape[-1]
     got = data.obs.shape[-1] + data.action.shape[-1]
     if data.reward.ndim != 1:
         raise ValueError(f"data: expected one leading axis, got rewards {data.reward.shape}")
     if got != inputs:
         raise ValueError(f"data: expected obs and action of {inputs} dimensions, got {got}")
+    rows = data.reward.shape[0]
+    if isinstance(count, int) and not 2 <= count <= rows:
+        raise ValueError(
+            f"count: expected 2 (one row to fit, one to hold out) to {rows} (all), got {count}"
+        )

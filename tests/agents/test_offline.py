@@ -133,7 +133,8 @@ def test_a_deterministic_model_is_fitted_by_its_squared_error():
         fit=FitConfig(batch_size=16, max_epochs=60),
         penalty="pairwise",
     )
-    init, _, _ = compiled(config, with_data=True)
+    recorded = jax.tree.map(np.asarray, data())  # as `datasets.load` gives them
+    init = jax.jit(offline.make(mass(), config, recorded).init)
     state = init(jax.random.key(3), {"model_lr": 3e-2})
     mean, logvar = worldmodels.apply(state.model, config.model, data().obs, data().action)
     assert logvar is None

@@ -330,6 +330,20 @@ def test_divergence_shows_in_the_metrics_and_not_in_the_best_parameters(key):
     assert_trees(np.testing.assert_array_equal, new.params, state.params)
 
 
+def test_data_of_numpy_are_those_of_jax(key):
+    data, state = make_data(0), INIT(key, CONFIG, 2, 1)
+    plain = jax.tree.map(np.asarray, data)
+    one_epoch = compiled_fit(CONFIG, ONE_EPOCH)
+    other = jax.jit(
+        lambda k, s: wm.fit(k, s, plain, CAPACITY, CONFIG, lr=1e-2, fit_config=ONE_EPOCH)
+    )
+    assert_trees(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        one_epoch(key, state, data, CAPACITY),
+        other(key, state),
+    )
+
+
 def test_bad_arguments_are_named(key):
     data, state = make_data(0), INIT(key, CONFIG, 2, 1)
     wide = dataclasses.replace(data, action=jnp.ones((CAPACITY, 2)))
@@ -339,6 +353,9 @@ def test_bad_arguments_are_named(key):
         FIT(key, state, jax.tree.map(lambda x: x[None], data), CAPACITY)
     with pytest.raises(ValueError, match=r"loss_fn: .*deterministic"):
         compiled_fit(DETERMINISTIC, ONE_EPOCH)(key, INIT(key, DETERMINISTIC, 2, 1), data, CAPACITY)
+    for count in (1, CAPACITY + 1):
+        with pytest.raises(ValueError, match=rf"count: expected 2 .* to 120 \(all\), got {count}"):
+            wm.fit(key, state, data, count, CONFIG)
     with pytest.raises(ValueError, match=r"batch_size: .*got 0"):
         wm.FitConfig(batch_size=0)
     with pytest.raises(ValueError, match="holdout_fraction"):
