@@ -214,12 +214,13 @@ def apply(
         Mean and log-variance (None if deterministic) of [next_obs - obs, reward].
 
     Raises:
-        ValueError: if obs and action together do not have the model's input length.
+        ValueError: if obs or action does not have the model's dimensions.
     """
-    expected = state.input_normalizer.mean.shape[-1]
-    if obs.shape[-1] + action.shape[-1] != expected:
+    obs_dim = state.target_normalizer.mean.shape[-1] - int(config.predict_reward)
+    expected = (obs_dim, state.input_normalizer.mean.shape[-1] - obs_dim)
+    if (obs.shape[-1], action.shape[-1]) != expected:
         raise ValueError(
-            f"obs, action: expected {expected} dimensions together, "
+            f"obs, action: expected {expected[0]} and {expected[1]} dimensions, "
             f"got {obs.shape[-1]} and {action.shape[-1]}"
         )
     x = nets.normalize(state.input_normalizer, jnp.concatenate([obs, action], axis=-1))

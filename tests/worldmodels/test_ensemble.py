@@ -130,5 +130,9 @@ def test_bad_settings_are_named(key):
         wm.EnsembleConfig(min_logvar=1.0)
     with pytest.raises(ValueError, match="obs_dim"):
         wm.init(key, CONFIG, 0, 1)
-    with pytest.raises(ValueError, match=r"obs, action: expected 3 .*got 2 and 2"):
-        wm.apply(wm.init(key, CONFIG, 2, 1), CONFIG, OBS, jnp.ones((2, 2)))
+    state = wm.init(key, CONFIG, 2, 1)
+    for obs, action in ((OBS, jnp.ones((2, 2))), (ACTION, OBS)):  # the latter have changed places
+        with pytest.raises(
+            ValueError, match=r"obs, action: expected 2 and 1 dimensions, got . and 2"
+        ):
+            wm.apply(state, CONFIG, obs, action)
