@@ -51,6 +51,8 @@ class DynaConfig:
             raise ValueError(
                 f"fit_loss: expected one of {get_args(FitLoss)}, got {self.fit_loss!r}"
             )
+        if self.clip_quantile is not None and not 0 <= self.clip_quantile <= 1:
+            raise ValueError(f"clip_quantile: expected within [0, 1], got {self.clip_quantile}")
         positive = ("batch_size", "utd", "capacity", "model_train_freq", "rollout_batch")
         for name in (*positive, "retain_blocks", "eval_episodes"):
             if getattr(self, name) < 1:

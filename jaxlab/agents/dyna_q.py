@@ -49,7 +49,8 @@ class DynaQConfig:
         """Refuses impossible settings."""
         if self.source not in get_args(Source):
             raise ValueError(f"source: expected one of {get_args(Source)}, got {self.source!r}")
-        for name in ("batch", "horizon", "initial_steps", "block", "updates_per_step", "capacity"):
+        positive = ("batch", "horizon", "initial_steps", "block", "updates_per_step")
+        for name in (*positive, "target_every", "capacity", "eval_lanes", "eval_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 

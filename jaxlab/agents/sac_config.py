@@ -53,6 +53,8 @@ class SACConfig:
             )
         if not self.log_std_bounds[0] < self.log_std_bounds[1]:
             raise ValueError(f"log_std_bounds: expected low < high, got {self.log_std_bounds}")
+        if self.target_clip is not None and not self.target_clip[0] < self.target_clip[1]:
+            raise ValueError(f"target_clip: expected low < high, got {self.target_clip}")
 
 
 @flax.struct.dataclass

@@ -81,7 +81,8 @@ def value_gradients(
         g[B, o], or g[J, B, o] if `value_fn` returns [J].
 
     Raises:
-        ValueError: if `value_fn` returns neither a scalar nor a vector.
+        ValueError: if `value_fn` returns neither a scalar nor a vector, or the quantile is out of
+            range.
 
     Reference:
         Voelcker et al. 2022 (VaGraM), section 4.
@@ -117,7 +118,12 @@ def clip_gradient_norm(
 
     Returns:
         g min(1, c / |g|) with c the quantile of |g| over the rows, and the share of rows clipped.
+
+    Raises:
+        ValueError: if the level is a number out of range.
     """
+    if isinstance(quantile, int | float) and not 0 <= quantile <= 1:
+        raise ValueError(f"quantile: expected within [0, 1], got {quantile}")
     norm = jnp.sqrt(jnp.sum(g**2, axis=-1))
     rows = jnp.ones(norm.shape[-1:], bool) if mask is None else mask
     counted = jnp.broadcast_to(rows, norm.shape)

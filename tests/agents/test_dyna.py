@@ -215,6 +215,7 @@ def test_hyperparameters_are_named_and_traced():
     [
         ({"fit_loss": "mle"}, "fit_loss: expected one of"),
         ({"utd": 0}, "utd: expected at least 1, got 0"),
+        ({"clip_quantile": 95.0}, r"clip_quantile: expected within \[0, 1\], got 95"),
         ({"initial_steps": 1}, "initial_steps: expected at least 2"),
         ({"rollout_schedule": (5, 5, 1, 1)}, "rollout_schedule: expected"),
         ({"sac": SACConfig(policy_every=3)}, "utd: expected a multiple of policy_every"),

@@ -98,6 +98,9 @@ def test_refuses_impossible_settings():
         replace(TINY, source="dream")
     with pytest.raises(ValueError, match="horizon: expected at least 1, got 0"):
         replace(TINY, horizon=0)
+    for name in ("target_every", "eval_lanes", "eval_steps"):
+        with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+            replace(TINY, **{name: 0})
 
 
 @pytest.mark.slow

@@ -265,6 +265,8 @@ def test_bad_configurations_are_refused(key):
         sac.SACConfig(activation="gelu")
     with pytest.raises(ValueError, match="log_std_bounds: expected low < high"):
         sac.SACConfig(log_std_bounds=(2.0, -5.0))
+    with pytest.raises(ValueError, match="target_clip: expected low < high"):
+        sac.SACConfig(target_clip=(10.0, -10.0))
     config = dataclasses.replace(SMALL, policy_every=2)
     hparams = sac.hyperparams(ACTION)
     state = _init(key, config, hparams, OBS, ACTION)

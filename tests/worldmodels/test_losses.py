@@ -347,3 +347,8 @@ def test_value_error_metric(key):
 def test_a_matrix_value_function_is_refused(key):
     with pytest.raises(ValueError, match=r"value_fn: .*\(3, 3\)"):
         losses.value_gradients(lambda s: jnp.outer(s, s), rows(key, 4, 3))
+
+
+def test_a_quantile_in_percent_is_refused(key):
+    with pytest.raises(ValueError, match=r"quantile: expected within \[0, 1\], got 95"):
+        losses.value_gradients(smooth_value, rows(key, 4, 3), clip_quantile=95)
