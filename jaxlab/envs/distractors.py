@@ -43,7 +43,7 @@ def spectral_radius(matrix: Float[Array, "d d"], squarings: int = 24) -> Float[A
     def square(carry, i):
         power, log_radius = carry
         norm = jnp.abs(power).max()  # the Frobenius norm would square and overflow
-        power = power / norm
+        power = jnp.where(norm > 0, power / norm, 0)  # of a nilpotent matrix nothing is left
         return (
             jnp.matmul(power, power, precision="highest"),
             log_radius + jnp.log(norm) * 0.5 ** i.astype(matrix.dtype),

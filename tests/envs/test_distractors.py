@@ -36,6 +36,8 @@ def test_stable_map_has_spectral_radius_095(dims):
         ([[0.0, -2.0], [2.0, 0.0]], 2.0),  # complex pair
         ([[1.0, 1000.0], [0.0, 0.5]], 1.0),  # far from normal
         ([[1e20, 0.0], [0.0, 1.0]], 1e20),
+        ([[0.0, 3.0], [0.0, 0.0]], 0.0),  # nilpotent
+        ([[0.0, 0.0], [0.0, 0.0]], 0.0),
     ],
 )
 def test_spectral_radius_closed_forms(matrix, expected):
