@@ -133,7 +133,8 @@ def unvisited(
     known = jnp.sort(known)
     asked = _cell(obs, width)
     place = jnp.minimum(jnp.searchsorted(known, asked), len(rows) - 1)
-    return known[place] != asked
+    empty = known[place] != asked
+    return empty if count is None else empty | (jnp.asarray(count) < 1)  # no row, no first one
 
 
 def _cell(obs: Float[Array, "B o"], width: Float[Array, " o"]) -> Array:

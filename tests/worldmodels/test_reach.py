@@ -81,6 +81,7 @@ def test_unvisited_cells(key):
     obs = jnp.array([[0.5, 0.3], [0.5, 0.6], [-0.5, 5.3], [0.5, 5.0], [7.5, 7.2]])
     assert wm.unvisited(obs, rows, width).tolist() == [False, True, False, True, False]
     assert wm.unvisited(obs, rows, width, 3).tolist() == [False, True, False, True, True]
+    assert wm.unvisited(obs, rows, width, 0).tolist() == [True] * 5
     rows = jax.random.normal(key, (300, 3))
     asked = jax.random.normal(jax.random.fold_in(key, 1), (200, 3))
     cells = {tuple(c) for c in np.floor(np.asarray(rows) / 0.5).astype(int)}
