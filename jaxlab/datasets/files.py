@@ -79,7 +79,10 @@ def save(path: Path, dataset: Dataset) -> str:
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in _arrays(dataset).items()}
     _check(arrays)
-    about = json.dumps(dataset.about, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        about = json.dumps(dataset.about, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"about: {error}") from error
     metadata = {"about": about, "format": FORMAT, "sha256": _BLANK, "version": VERSION}
     table = [(name, CODES[array.dtype], array.shape) for name, array in arrays.items()]
     header, _ = encode_header(table, metadata)

@@ -118,6 +118,10 @@ def test_other_formats_and_versions_are_refused(dataset, tmp_path):
         ({"episode": np.arange(ROWS)}, "episode: expected I32 of rank 1 with 7 rows, got int64"),
         ({"log_prob": np.zeros(3, np.float32)}, "log_prob: expected F32 of rank 1 with 7 rows"),
         ({"about": {"lr": float("nan")}}, "Out of range float values are not JSON compliant"),
+        (
+            {"about": {"lr": np.float32(1)}},
+            "about: Object of type float32 is not JSON serializable",
+        ),
     ],
 )
 def test_arrays_of_another_kind_are_not_written(dataset, tmp_path, change, sentence):
