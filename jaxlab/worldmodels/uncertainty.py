@@ -20,7 +20,8 @@ def uncertainty(
             "ensemble_std", the root mean square over outputs of the means' standard deviation.
 
     Returns:
-        Non-negative uncertainties, 0 for "pairwise" and "ensemble_std" where all members agree.
+        Non-negative uncertainties, 0 for "pairwise" and "ensemble_std" where all members agree,
+        and then with gradient 0.
 
     Raises:
         ValueError: if the kind is unknown, or "aleatoric" is asked of a deterministic ensemble.
@@ -37,5 +38,11 @@ def uncertainty(
         return jnp.sqrt(jnp.max(jnp.sum(jnp.exp(logvar), axis=-1), axis=0))
     apart = mean - jnp.mean(mean, axis=0, keepdims=True)
     if kind == "pairwise":
-        return jnp.sqrt(jnp.max(jnp.sum(apart**2, axis=-1), axis=0))
-    return jnp.sqrt(jnp.mean(apart**2, axis=(0, -1)))
+        return root(jnp.max(jnp.sum(apart**2, axis=-1), axis=0))
+    return root(jnp.mean(apart**2, axis=(0, -1)))
+
+
+def root(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Square root with gradient 0 at 0, as of a single member, which agrees with itself."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

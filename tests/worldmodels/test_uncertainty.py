@@ -32,6 +32,21 @@ def test_members_that_agree_are_certain():
         uncertainty(mean, None, "max")
 
 
+def test_a_single_member_has_a_certain_gradient(key):
+    config = wm.EnsembleConfig(members=1, elites=1, hidden=(4,), deterministic=True)
+    state = wm.init(key, config, 2, 1)
+    obs, never = jnp.ones((3, 2)), lambda o, a, n: jnp.zeros(n.shape[:-1], bool)
+    step = wm.make_step_fn(state, config, never, penalty="pairwise")
+
+    def penalised(action):
+        _, reward, _, info = step(key, obs, action)
+        return jnp.sum(reward - info["uncertainty"] - info["disagreement"])
+
+    plain = jax.grad(lambda action: jnp.sum(step(key, obs, action)[1]))(jnp.zeros((3, 1)))
+    assert np.all(np.isfinite(plain)) and np.all(np.asarray(plain) != 0)
+    np.testing.assert_allclose(jax.grad(penalised)(jnp.zeros((3, 1))), plain, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_the_step_function_reports_it_of_the_elites_alone(key):
     config = wm.EnsembleConfig(members=3, elites=2, hidden=(4,))
