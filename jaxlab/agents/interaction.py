@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Key
 from jaxlab.envs import Env
 from jaxlab.types import Transition
 
+# Far from the keys into which an environment may split its own, of which fold_in(key, 1) is one.
+_STREAM = 0x706C_6179
 # (policy state, obs[o], key) -> (action[a], policy state); the state is a planner's warm start
 Policy = Callable[[Any, Float[Array, " o"], Key[Array, ""]], tuple[Float[Array, " a"], Any]]
 
@@ -95,7 +97,7 @@ def evaluate_policy(
         def step(carry: tuple, key: Array) -> tuple[tuple, None]:
             env_state, obs, memory, total, length, running = carry
             # The environment's randomness is the same whether or not the policy has any.
-            action, memory = policy(memory, obs, jax.random.fold_in(key, 1))
+            action, memory = policy(memory, obs, jax.random.fold_in(key, _STREAM))
             env_state, out = env.step(env_state, action, key)
             total = total + jnp.where(running, out.reward, 0)  # beyond the end it may be NaN
             length = length + running.astype(jnp.float32)

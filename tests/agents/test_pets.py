@@ -89,7 +89,10 @@ def test_learns_to_reach_a_goal():
 @pytest.mark.slow
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_every_planner_reaches_the_goal_on_the_exact_model(planner):
-    config = dataclasses.replace(CONFIG, planner=PLANNERS[planner], exact_model=True)
+    # Enough episodes that the threshold is not a matter of two starts.
+    config = dataclasses.replace(
+        CONFIG, planner=PLANNERS[planner], exact_model=True, eval_episodes=64
+    )
     experiment = pets.make(line(), config)
     state = jax.jit(experiment.init)(
         jax.random.key(0), {"gamma": 30.0} if planner == "mppi" else {}
@@ -187,6 +190,21 @@ def test_evaluation_passes_the_memory_on_and_stops_at_the_end(key):
     expected = -((start + 0.25 - GOAL) ** 2) - 9 * (start + 0.5 - GOAL) ** 2 - 10 * 0.04 / 12
     np.testing.assert_allclose(out["return"], expected, atol=0.25)
     assert float(out["episode_length"]) == LENGTH
+
+
+def test_the_noise_of_a_policy_is_not_that_of_the_environment(key):
+    # Both draw a normal number, the environment with the second half of its key.
+    env = line()
+
+    def gust(state, action, key):
+        _, wind_key = jax.random.split(key)
+        state, out = env.step(state, action, key)
+        return state, out.replace(reward=(action * jax.random.normal(wind_key, (1,)))[0])
+
+    noise = lambda memory, obs, k: (jax.random.normal(k, (1,)), memory)  # noqa: E731
+    out = interaction.evaluate_policy(key, env._replace(step=gust), noise, None, 400)
+    # The mean of 400 returns of LENGTH products of independent normals; of squares it is LENGTH.
+    np.testing.assert_allclose(out["return"], 0, atol=5 * np.sqrt(LENGTH / 400))
 
 
 @pytest.mark.parametrize(
