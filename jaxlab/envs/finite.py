@@ -99,7 +99,7 @@ def action_values(
 def policy_value(
     mdp: FiniteMDP, policy: Float[Array, "S A"], gamma: ArrayLike
 ) -> Float[Array, " S"]:
-    """Exact discounted value of a policy, (I - gamma P_pi)^-1 r_pi.
+    """Discounted value of a policy, (I - gamma P_pi)^-1 r_pi, exact but for rounding.
 
     Args:
         mdp: the process.
@@ -108,7 +108,8 @@ def policy_value(
 
     Returns:
         Values of all states: the sum of (gamma P)^t r over t, of twice as many t at every turn.
-        Products of matrices alone run everywhere and compile fast.
+        Products of matrices alone run everywhere and compile fast. In float32 the relative error is
+        below 1e-7 / (1 - gamma): 1e-5 at 0.99, but 10 % at 1 - 1e-6.
 
     Raises:
         ValueError: if the policy does not have the shape of the rewards.
@@ -132,14 +133,15 @@ def policy_value(
 
 
 def optimal_value(mdp: FiniteMDP, gamma: ArrayLike) -> Float[Array, " S"]:
-    """Exact values of the best policy, by policy iteration.
+    """Values of the best policy, by policy iteration; exact but for rounding.
 
     Args:
         mdp: the process.
         gamma: discount factor per step, at most 1 - 1e-6.
 
     Returns:
-        Values of all states.
+        Values of all states, less at most 1e-5 / (1 - gamma) of the largest one: an action is kept
+        that is worse by less than 1e-5 of it.
 
     Reference:
         Howard 1960, Dynamic programming and Markov processes.

@@ -69,6 +69,17 @@ def test_values_against_value_iteration_in_float64(some):
     np.testing.assert_allclose(even, w, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [0.9, 0.99, 0.999, 0.9999, 0.99999])
+def test_rounding_grows_with_the_horizon_as_documented(gamma):
+    gamma = float(np.float32(gamma))
+    mdp = garnet(jax.random.key(2), 40, 3, 4)
+    even = jax.jit(policy_value)(mdp, jnp.full((40, 3), 1 / 3), gamma)
+    p = np.asarray(mdp.transition, np.float64).mean(1)
+    p, r = p / p.sum(-1, keepdims=True), np.asarray(mdp.reward, np.float64).mean(1)
+    exact = np.linalg.solve(np.eye(40) - gamma * p, r)
+    np.testing.assert_allclose(even, exact, rtol=1e-7 / (1 - gamma))
+
+
 def test_policy_iteration_ends_where_all_actions_are_equal():
     even = FiniteMDP(jnp.full((3, 2, 3), 1 / 3), jnp.array([[0.1, 0.1], [0.7, 0.7], [0.3, 0.3]]))
     best = jax.jit(optimal_value)(even, 0.9)
