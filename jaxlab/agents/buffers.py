@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Row = TypeVar("Row")
+_MOST_ROWS = 2**23  # that a uniform float32 tells apart; of twice as many, every other is drawn
 
 
 @flax.struct.dataclass
@@ -25,16 +26,18 @@ def init(example: Row, capacity: int) -> Buffer[Row]:
 
     Args:
         example: one row (arrays or their shapes and dtypes), without a leading axis.
-        capacity: number of rows C.
+        capacity: number of rows C, at most 2^23.
 
     Returns:
         A buffer of zeros, none of which can be sampled.
 
     Raises:
-        ValueError: if `capacity` is not positive.
+        ValueError: if `capacity` is out of range.
     """
     if capacity < 1:
         raise ValueError(f"capacity: expected at least one row, got {capacity}")
+    if capacity > _MOST_ROWS:
+        raise ValueError(f"capacity: expected at most {_MOST_ROWS} rows, got {capacity}")
     data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
     zero = jnp.zeros((), jnp.int32)
     return Buffer(data=data, head=zero, count=zero)

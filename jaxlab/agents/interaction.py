@@ -60,7 +60,12 @@ def explore(
 
     Returns:
         The environment's state, the observation to act on next, and the transitions [steps].
+
+    Raises:
+        ValueError: if the environment does not reset itself.
     """
+    if not stepper.auto_resets:
+        raise ValueError(f"stepper: expected auto_reset(...), got the raw {stepper.spec.name}")
     reset_key, action_key, step_key = jax.random.split(key, 3)
     shape = (steps, stepper.spec.action_dim)
     actions = jax.random.uniform(action_key, shape, jnp.float32, -1.0, 1.0)

@@ -38,7 +38,8 @@ def rollout(
         policy_fn: (key, obs) -> action, batched over rows.
         start_obs: start states of the B branches.
         horizon: static number of steps k.
-        length: steps that count (traced, at most `horizon`); later ones are not valid.
+        length: steps that count, 1 to `horizon`; later ones are not valid. It may be traced, and is
+            not checked then.
         on_done: after a termination, "restart" begins a new branch from a start state drawn at
             random; "mask" holds the row at its terminal observation, not valid from there on.
 
@@ -47,7 +48,7 @@ def rollout(
         branch's end is no termination, so targets bootstrap there.
 
     Raises:
-        ValueError: if `horizon` is not positive or `on_done` is unknown.
+        ValueError: if `horizon` or `length` is out of range or `on_done` is unknown.
 
     Reference:
         Janner et al. 2019 (MBPO), algorithm 2.
@@ -57,6 +58,8 @@ def rollout(
     """
     if horizon < 1:
         raise ValueError(f"horizon: expected at least one step, got {horizon}")
+    if isinstance(length, int) and not 1 <= length <= horizon:
+        raise ValueError(f"length: expected 1 to {horizon} (horizon), got {length}")
     if on_done not in ("restart", "mask"):
         raise ValueError(f"on_done: expected 'restart' or 'mask', got {on_done!r}")
     rows = start_obs.shape[0]

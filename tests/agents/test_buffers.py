@@ -118,6 +118,8 @@ def test_jit_equals_eager_and_vmap_equals_loop(key):
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="capacity: expected at least one row, got 0"):
         buffers.init(_ROW, 0)
+    with pytest.raises(ValueError, match="capacity: expected at most 8388608 rows, got 8388609"):
+        buffers.init(_ROW, 2**23 + 1)
     buffer = buffers.init(_ROW, 4)
     with pytest.raises(ValueError, match=r"batch: expected 3 rows of float32\[2\]"):
         buffers.add(buffer, {"x": jnp.ones((3, 5)), "flag": jnp.ones(3, bool)})

@@ -176,6 +176,8 @@ def test_steps_of_the_environment_are_written_down_as_they_happened(key):
     np.testing.assert_array_equal(seen.next_obs[:-1][~ended[:-1]], seen.obs[1:][~ended[:-1]])
     assert np.all(seen.obs[1:][ended[:-1]] != seen.next_obs[:-1][ended[:-1]])
     assert np.all(seen.next_obs[np.asarray(seen.terminated)] >= -0.4)
+    with pytest.raises(ValueError, match=r"stepper: expected auto_reset\(...\), got the raw line"):
+        interaction.explore(key, line(), 3)
 
 
 def test_evaluation_passes_the_memory_on_and_stops_at_the_end(key):

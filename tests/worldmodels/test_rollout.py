@@ -129,5 +129,8 @@ def test_grad_is_the_product_of_the_steps_slopes(key):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"horizon: .*got 0"):
         run("mask", [0], 0)
+    for length in (0, 3):
+        with pytest.raises(ValueError, match=rf"length: expected 1 to 2 \(horizon\), got {length}"):
+            run("mask", [0], 2, length=length)
     with pytest.raises(ValueError, match=r"on_done: .*got 'stop'"):
         run("stop", [0], 2)
