@@ -63,7 +63,7 @@ class Dataset:
         return len(self.episode)
 
 
-def save(path: Path, dataset: Dataset) -> str:
+def save(path: str | Path, dataset: Dataset) -> str:
     """Writes a data set, under its name only when it is complete.
 
     Args:
@@ -91,14 +91,14 @@ def save(path: Path, dataset: Dataset) -> str:
         digest.update(array.tobytes())
     place = header.index(_marker(_BLANK)) + len(_marker(""))
     header = header[:place] + digest.hexdigest().encode() + header[place + len(_BLANK) :]
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(Path(path)) as temporary, temporary.open("wb") as file:
         file.write(header)
         for array in arrays.values():
             file.write(array.tobytes())
     return digest.hexdigest()
 
 
-def load(path: Path) -> Dataset:
+def load(path: str | Path) -> Dataset:
     """Reads a data set and verifies every byte of it.
 
     Args:
@@ -111,6 +111,7 @@ def load(path: Path) -> Dataset:
         DatasetError: the file cannot be read, is no data set, is of another version, or is not
             what was written: cut short, overlong or altered.
     """
+    path = Path(path)
     try:
         tensors = read_header(path)
         content = path.read_bytes()

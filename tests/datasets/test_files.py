@@ -48,7 +48,7 @@ def test_what_is_written_comes_back(dataset, tmp_path):
     assert read_header(path)["obs"].shape == (ROWS, 3)
     assert [p.name for p in path.parent.iterdir()] == ["data.safetensors"]
     again = tmp_path / "again.safetensors"
-    save(again, dataset)
+    save(str(again), load(str(path)))
     assert again.read_bytes() == path.read_bytes()
 
 

@@ -238,9 +238,9 @@ def test_low_precision_in_and_out_and_the_files_beside(tmp_path):
     for name, values in arrays.items():
         save(tmp_path / name, values, shards=2)
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
-    models = {name: tmp_path / name for name in arrays}
+    models = {name: str(tmp_path / name) for name in arrays}  # paths may be text
     made = recipe("task_arithmetic", "ab", True, "{weight: 0.5}", "dtype: float16")
-    merge_checkpoints(made, tmp_path / "out", models=models)
+    merge_checkpoints(made, str(tmp_path / "out"), models=models)
     merged = load(tmp_path / "out")
     for name, values in merged.items():
         b, x, y = (arrays[m][name].astype(np.float32) for m in ("base", "a", "b"))

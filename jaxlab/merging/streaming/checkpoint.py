@@ -83,7 +83,8 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         MergeError: naming what is missing or damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
         self.folder = folder if folder.is_dir() else folder.parent
         self._descriptors: dict[Path, int] = {}
         try:

@@ -75,7 +75,7 @@ class Recipe:
         return tuple(names)
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: str | Path) -> Recipe:
     """Reads a recipe from a file.
 
     Args:
@@ -88,7 +88,7 @@ def read_recipe(path: Path) -> Recipe:
         MergeError: naming the key that is wrong or not supported.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MergeError(f"{path} cannot be read: {error}") from error
     try:

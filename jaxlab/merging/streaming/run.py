@@ -50,10 +50,10 @@ Report = Callable[[int, int, str], None]  # bytes written, bytes in all, tensor
 
 def merge_checkpoints(
     recipe: Recipe,
-    folder: Path,
+    folder: str | Path,
     options: StreamOptions = StreamOptions(),
     *,
-    models: Mapping[str, Path] | None = None,
+    models: Mapping[str, str | Path] | None = None,
     report: Report | None = None,
 ) -> Plan:
     """Merges checkpoints on disk within a memory budget.
@@ -76,7 +76,7 @@ def merge_checkpoints(
     with contextlib.ExitStack() as stack:
         checkpoints = {}
         for name in recipe.models:
-            path = Path(name) if models is None else models[name]
+            path = name if models is None else models[name]
             checkpoints[name] = stack.enter_context(Checkpoint(path))
         tables = {name: checkpoint.tensors for name, checkpoint in checkpoints.items()}
         plan = make_plan(recipe, tables, options.dtype)
@@ -87,7 +87,7 @@ def merge_checkpoints(
         first = recipe.slices[0]
         donor = checkpoints[first.base or first.sources[0].model]
         extra = _side_files(donor, recipe, plan, options)
-        output = Output(folder, shards, identity, resume=options.resume)
+        output = Output(Path(folder), shards, identity, resume=options.resume)
         stack.callback(output.close)
         sizes = {tensor.name: shards.places[tensor.name].nbytes for tensor in plan.tensors}
         written, total = 0, sum(sizes.values())
