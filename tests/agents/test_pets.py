@@ -237,7 +237,7 @@ def test_what_does_not_fit_together_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("propagation", ["ts_inf", "ts1"])
 def test_swings_a_pendulum_up(propagation):
-    """Random actions get about -1230; planning on the exact dynamics about -150."""
+    """More than half of the way from random actions, -1226, to the exact dynamics, -152."""
     config = PETSConfig(
         planner=CEMConfig(25, 1, population=128, num_elites=16, iterations=4, bounds="clip"),
         model=EnsembleConfig(members=5, elites=5, hidden=(64, 64), predict_reward=False),
@@ -247,12 +247,14 @@ def test_swings_a_pendulum_up(propagation):
         capacity=2000,
         initial_steps=200,
         model_train_freq=200,
-        eval_episodes=2,
+        eval_episodes=4,
     )
-    experiment = pets.make(pendulum(), config)
+    env = pendulum()
+    experiment = pets.make(env, config)
     state = jax.jit(experiment.init)(jax.random.key(0), {"sigma": 1.0})
     update, evaluate = jax.jit(experiment.update), jax.jit(experiment.evaluate)
     for _ in range(4):
         state, metrics = update(state)
-    assert float(evaluate(state, jax.random.key(1))["return"]) > -400
+    half = (env.spec.random_return + env.spec.expert_return) / 2
+    assert float(evaluate(state, jax.random.key(1))["return"]) > half
     assert float(metrics["model_error"]) < 0.01
