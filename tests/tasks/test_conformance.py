@@ -161,6 +161,7 @@ def test_compact_environments_force_the_same_tokens(task, draw):
     np.testing.assert_array_equal(narrow, want)
 
 
+@pytest.mark.slow
 def test_problems_are_the_same_integers_with_x64(task):
     def everything(key):
         problem, _ = task.sample(key)

@@ -234,6 +234,7 @@ def test_misuse_is_refused():
         head.select(jnp.zeros((2, 4, 26)), jnp.zeros(3, jnp.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_what_a_mask_hides_has_no_influence_on_gradients(name):
     head = HEADS[name]
