@@ -113,12 +113,6 @@ def safe_divide(
     return jnp.where(bad, jnp.asarray(otherwise, safe.dtype), numerator / safe)
 
 
-def safe_sqrt(x: Array) -> Array:
-    """Square root whose gradient at zero (and below, where rounding leads) is zero."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
-
-
 def safe_arccos(x: Array) -> Array:
     """arccos of a cosine that rounding may have pushed out of [-1, 1]; gradient zero there."""
     inside = jnp.abs(x) < 1

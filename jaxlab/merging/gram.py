@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxlab.arrays import safe_sqrt
 from jaxlab.merging.arrays import (
     UNROLLED_MODELS,
     check_leaves,
@@ -19,7 +20,6 @@ from jaxlab.merging.arrays import (
     model_sum,
     safe_arccos,
     safe_divide,
-    safe_sqrt,
     spread,
 )
 

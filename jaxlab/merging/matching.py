@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxlab.merging.arrays import math_dtype, safe_divide, safe_sqrt
+from jaxlab.arrays import safe_sqrt
+from jaxlab.merging.arrays import math_dtype, safe_divide
 from jaxlab.merging.axes import AxisSpec, LeafAxes, map_leaves
 from jaxlab.merging.permutations import Permutations, identity_permutations, permute
 

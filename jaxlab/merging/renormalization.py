@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from jaxlab.merging.arrays import model_sum, safe_divide, safe_sqrt
+from jaxlab.arrays import safe_sqrt
+from jaxlab.merging.arrays import model_sum, safe_divide
 
 Tap = Callable[[str, Array], Array]  # (name of the layer, its units [..., n]) -> what goes on
 Forward = Callable[[PyTree, Any, Tap], Any]  # (params, inputs, tap) -> outputs

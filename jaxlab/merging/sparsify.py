@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
+from jaxlab.arrays import safe_sqrt
 from jaxlab.merging.arrays import (
     is_concrete,
     keep_count,
     math_dtype,
     safe_divide,
-    safe_sqrt,
     spread,
 )
 from jaxlab.merging.leaf import ArrayLeaf, Block, Leaf

@@ -22,13 +22,6 @@ def namespace(*arrays: Any) -> ModuleType | Any:
     return np if all(isinstance(a, np.ndarray) for a in arrays) else jnp
 
 
-def safe_sqrt(x: Any) -> Any:
-    """Square root of a non-negative array whose gradient at exactly zero is zero, not NaN."""
-    xp = np if isinstance(x, np.ndarray | np.generic) else jnp
-    zero = x == 0
-    return xp.where(zero, xp.zeros_like(x), xp.sqrt(xp.where(zero, xp.ones_like(x), x)))
-
-
 def check_size(name: str, x: Any, least: int) -> None:
     """Raises ValueError unless the last axis of `x` holds at least `least` values."""
     if x.ndim == 0 or x.shape[-1] < least:

@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlab.stats._arrays import as_float, check_size, safe_sqrt
+from jaxlab.arrays import safe_sqrt
+from jaxlab.stats._arrays import as_float, check_size
 from jaxlab.stats.bootstrap import Bootstrap, stratified_bootstrap
 from jaxlab.stats.tests import kendall, spearman
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxlab.arrays import safe_sqrt
 from jaxlab.stats._arrays import (
     AnyArray,
     as_float,
     check_fraction,
     check_size,
     namespace,
-    safe_sqrt,
 )
 from jaxlab.stats.bootstrap import Bootstrap, resample_seeds, stratified_bootstrap
 from jaxlab.stats.metrics import trimmed_mean

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlab.stats._arrays import as_float, check_fraction, check_size, safe_sqrt
+from jaxlab.arrays import safe_sqrt
+from jaxlab.stats._arrays import as_float, check_fraction, check_size
 from jaxlab.stats.intervals import mean_error, t_interval
 
 

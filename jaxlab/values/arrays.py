@@ -1,5 +1,7 @@
 """What every target and loss does to its inputs: one float dtype, one shape, masked means."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
@@ -98,15 +100,15 @@ def masked_mean(x: Float[Array, "*b"], mask: ArrayLike | None = None) -> Float[A
     return total / jnp.maximum(jnp.sum(weight), 1)
 
 
-def hide(mask: ArrayLike | None, *arrays: Array) -> tuple[Array, ...]:
+def hide(mask: ArrayLike | None, *trees: Any) -> tuple[Any, ...]:
     """Puts zeros where nothing counts, before anything is computed.
 
     Args:
         mask: weights [*b]; None for all ones.
-        arrays: of shape [*b, ...].
+        trees: arrays [*b, ...], or pytrees of them.
 
     Returns:
-        The arrays, zero where the mask is.
+        The same, zero where the mask is.
 
     Raises:
         ValueError: if the mask does not fit their leading axes.
@@ -116,17 +118,16 @@ def hide(mask: ArrayLike | None, *arrays: Array) -> tuple[Array, ...]:
         times zero, is NaN.
     """
     if mask is None:
-        return arrays
+        return trees
     counts = jnp.asarray(mask) != 0
-    for array in arrays:
-        if array.shape[: counts.ndim] != counts.shape:
-            raise ValueError(f"mask: expected leading axes of {array.shape}, got {counts.shape}")
-    return tuple(
-        jnp.where(
-            counts.reshape(*counts.shape, *[1] * (x.ndim - counts.ndim)), x, jnp.zeros_like(x)
-        )
-        for x in arrays
-    )
+
+    def zeros_elsewhere(x: Array) -> Array:
+        if x.shape[: counts.ndim] != counts.shape:
+            raise ValueError(f"mask: expected leading axes of {x.shape}, got {counts.shape}")
+        wide = counts.reshape(*counts.shape, *[1] * (x.ndim - counts.ndim))
+        return jnp.where(wide, x, jnp.zeros_like(x))
+
+    return jax.tree.map(zeros_elsewhere, trees)
 
 
 def maybe_stop(target: Array, stop_target_gradients: bool) -> Array:

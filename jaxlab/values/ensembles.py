@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, Num
 
+from jaxlab.arrays import safe_sqrt
 from jaxlab.values.arrays import at_least_float32, hide, masked_mean, maybe_stop
 
 _EPS = 1e-12
@@ -64,9 +65,7 @@ def ensemble_lcb(q: Num[Array, "E *b"], beta: ArrayLike) -> Float[Array, "*b"]:
     """
     q, beta = at_least_float32(q, beta)
     variance = jnp.var(q, axis=0)
-    agree = variance <= 0
-    std = jnp.where(agree, 0, jnp.sqrt(jnp.where(agree, 1, variance)))
-    return jnp.mean(q, axis=0) - beta * std
+    return jnp.mean(q, axis=0) - beta * safe_sqrt(variance)
 
 
 def gradient_diversity(gradients: Float[Array, "N *b a"]) -> Float[Array, "*b"]:

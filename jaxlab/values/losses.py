@@ -39,7 +39,7 @@ def td_value_loss(
     Returns:
         The loss, and the head's metrics with "value", the mean prediction.
     """
-    batch = _counted(batch, mask)
+    (batch,) = hide(mask, batch)
     raw = apply_fn(params, batch.obs)
     loss, metrics = head.bootstrap_loss(
         raw,
@@ -79,7 +79,7 @@ def q_learning_loss(
     Reference:
         Mnih et al. 2015 (DQN); van Hasselt et al. 2016; Farebrother et al. 2024, section 2.
     """
-    batch = _counted(batch, mask)
+    (batch,) = hide(mask, batch)
     raw = head.select(apply_fn(params, batch.obs), batch.action)
     return _q_loss(head, params, target_params, apply_fn, batch, gamma, double, mask, raw)
 
@@ -112,7 +112,7 @@ def sarsa_loss(
     Reference:
         Rummery & Niranjan 1994; Farebrother et al. 2024, section 5.1, where its gain vanishes.
     """
-    batch = _counted(batch, mask)
+    (batch,) = hide(mask, batch)
     raw = head.select(apply_fn(params, batch.obs), batch.action)
     raw_next = head.select(apply_fn(target_params, batch.next_obs), next_action)
     return _bootstrap(head, batch, gamma, mask, raw, raw_next)
@@ -148,7 +148,7 @@ def cql_loss(
     Reference:
         Kumar et al. 2020 (Conservative Q-learning), eq. 4; Farebrother et al. 2024, section 4.1.
     """
-    batch = _counted(batch, mask)
+    (batch,) = hide(mask, batch)
     raw_all = apply_fn(params, batch.obs)
     raw = head.select(raw_all, batch.action)
     loss, metrics = _q_loss(head, params, target_params, apply_fn, batch, gamma, double, mask, raw)
@@ -185,11 +185,6 @@ def _bootstrap(
 ) -> tuple[Float[Array, ""], Metrics]:
     loss, metrics = head.bootstrap_loss(raw, batch.reward, _discount(batch, gamma), raw_next, mask)
     return loss, metrics | {"q": masked_mean(jax.lax.stop_gradient(head.mean(raw)), mask)}
-
-
-def _counted(batch: Transition, mask: ArrayLike | None) -> Transition:
-    """The batch with zeros in the rows that do not count, which padding may fill with NaN."""
-    return jax.tree.map(lambda leaf: hide(mask, leaf)[0], batch)
 
 
 def _discount(batch: Any, gamma: ArrayLike) -> Float[Array, " B"]:

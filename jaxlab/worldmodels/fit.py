@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -223,7 +224,7 @@ def _check(state: ModelState, data: Transition, count: int | Array) -> None:
     if got != inputs:
         raise ValueError(f"data: expected obs and action of {inputs} dimensions, got {got}")
     rows = data.reward.shape[0]
-    if isinstance(count, int) and not 2 <= count <= rows:
+    if isinstance(count, int | np.integer) and not 2 <= count <= rows:
         raise ValueError(
             f"count: expected 2 (one row to fit, one to hold out) to {rows} (all), got {count}"
         )

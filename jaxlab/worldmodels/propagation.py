@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxlab.arrays import safe_sqrt
 from jaxlab.worldmodels.ensemble import EnsembleConfig, ModelState, apply
-from jaxlab.worldmodels.uncertainty import Uncertainty, root, uncertainty
+from jaxlab.worldmodels.uncertainty import Uncertainty, uncertainty
 
 Propagation = Literal["ts1", "ts_inf", "expectation"]
 StepFn = Callable[
@@ -128,7 +129,7 @@ def make_step_fn(
         reward = outcome[..., -1] if reward_fn is None else reward_fn(obs, action, next_obs)
         variance = total_variance(mean, None)[1]
         scale = jnp.broadcast_to(state.target_normalizer.std, variance.shape)
-        info = {"disagreement": root(jnp.mean(variance / scale**2, axis=-1))}
+        info = {"disagreement": safe_sqrt(jnp.mean(variance / scale**2, axis=-1))}
         if penalty is not None:
             info["uncertainty"] = uncertainty(mean, logvar, penalty)
         return next_obs, reward, termination_fn(obs, action, next_obs), info

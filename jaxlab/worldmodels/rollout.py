@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from jaxlab.types import Transition
@@ -58,7 +59,7 @@ def rollout(
     """
     if horizon < 1:
         raise ValueError(f"horizon: expected at least one step, got {horizon}")
-    if isinstance(length, int) and not 1 <= length <= horizon:
+    if isinstance(length, int | np.integer) and not 1 <= length <= horizon:
         raise ValueError(f"length: expected 1 to {horizon} (horizon), got {length}")
     if on_done not in ("restart", "mask"):
         raise ValueError(f"on_done: expected 'restart' or 'mask', got {on_done!r}")

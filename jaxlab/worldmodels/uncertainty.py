@@ -5,6 +5,8 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlab.arrays import safe_sqrt
+
 Uncertainty = Literal["aleatoric", "pairwise", "ensemble_std"]
 
 
@@ -38,11 +40,5 @@ def uncertainty(
         return jnp.sqrt(jnp.max(jnp.sum(jnp.exp(logvar), axis=-1), axis=0))
     apart = mean - jnp.mean(mean, axis=0, keepdims=True)
     if kind == "pairwise":
-        return root(jnp.max(jnp.sum(apart**2, axis=-1), axis=0))
-    return root(jnp.mean(apart**2, axis=(0, -1)))
-
-
-def root(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Square root with gradient 0 at 0, as of a single member, which agrees with itself."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+        return safe_sqrt(jnp.max(jnp.sum(apart**2, axis=-1), axis=0))
+    return safe_sqrt(jnp.mean(apart**2, axis=(0, -1)))

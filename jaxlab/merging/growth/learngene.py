@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from jaxlab.merging.arrays import safe_divide, safe_sqrt
+from jaxlab.arrays import safe_sqrt
+from jaxlab.merging.arrays import safe_divide
 from jaxlab.merging.growth.depth import depth_of
 
 Rule = Literal["l/L", "l/(L-1)"]
