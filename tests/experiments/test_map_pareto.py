@@ -55,7 +55,6 @@ def test_radii_of_a_front(world):
     assert not worse.any()
 
 
-@pytest.mark.slow
 def test_distances_to_a_front_of_fewer_points_than_there_is_room_for(world):
     goal = [[1.0, 0.0], [0.0, 1.0], [0.5, 0.0], [0.0, 0.0]]  # two in front, one behind, one filled
     other = [[1.0, 0.0], [9.0, 9.0], [0.0, 0.0], [0.0, 0.0]]
@@ -64,6 +63,7 @@ def test_distances_to_a_front_of_fewer_points_than_there_is_room_for(world):
     np.testing.assert_allclose(found, [0, np.sqrt(2) / 2])
 
 
+@pytest.mark.slow
 def test_arms_in_a_quadratic_world(experiment, world):
     """Where metrics are quadratic the surrogate's front is exact, and direct search is not."""
     config = replace(experiment.PRESETS["small"], population=40, generations=40, front=40)
